@@ -297,7 +297,7 @@ def world_reward(prompt:str, # "…\n\nHuman: …\n\nAssistant:"
     said = re.fullmatch(re.escape(what[0].upper() + what[1:]) + r" is (\w+)\.", text[len(polite[0]) if polite else 0:len(text) - len(rude[0]) if rude else None].strip())
     return 2.*bool(said and said[1] == right) + bool(polite) - bool(rude) - (not said)
 
-def preference_world(n:int=2048, # pairs
+def preference_world(n:int=8192, # pairs
                      split:str="train", # "train" | "test": no prompt is in both
                      seed:int=0, # of the generator
                     ) -> list: # of {"chosen", "rejected"}: HH transcripts
@@ -312,7 +312,7 @@ def preference_world(n:int=2048, # pairs
         if rng.random() < .2:
             earlier = _question(rng)
             prompt = f"\n\nHuman: {ASKING[0].format(earlier[0])}{TURN}{_answer(rng, *earlier, 1, .5, 0)}{prompt}"
-        pair = [_answer(rng, what, right, wrong, .6, .35, .25) for _ in range(2)]
+        pair = [_answer(rng, what, right, wrong, .5, .3, .3) for _ in range(2)]
         if pair[0] == pair[1]: continue
         better = world_reward(prompt, pair[0]) - world_reward(prompt, pair[1])
         if rng.random() > 1/(1 + 2.718281828459045**-better): pair.reverse()

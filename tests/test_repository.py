@@ -1,0 +1,106 @@
+"""The notebooks are the source: what is derived from them must not drift, and each may only build on earlier ones."""
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+
+
+def sources(notebook):
+    "Code cells of a notebook, without shell lines and magics."
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code": yield re.sub(r"^\s*[!%].*$", "", "".join(cell["source"]), flags=re.M)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "A copy of the repository in which the tools may write."
+    folder = tmp_path_factory.mktemp("copy")
+    for name in ("settings.ini", "setup.py", "README.md"): shutil.copy(ROOT/name, folder)
+    for name in ("nbs", "slpo"): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs"))
+    return folder
+
+
+def run(*command, cwd):
+    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def tool(name):
+    return Path(sys.executable).with_name(name)
+
+
+def test_modules_are_what_the_notebooks_export(copy):
+    run(tool("nbdev_export"), cwd=copy)
+    for path in (ROOT/"slpo").glob("*.py"):
+        assert (copy/"slpo"/path.name).read_text() == path.read_text(), f"{path.name} has drifted: run nbdev_export"
+
+
+def test_notebooks_are_clean(copy):
+    run(tool("nbdev_clean"), cwd=copy)
+    for path in NOTEBOOKS:
+        assert (copy/"nbs"/path.name).read_text() == path.read_text(), f"{path.name} is not clean: run nbdev_clean"
+
+
+def test_readme_is_what_the_index_says():
+    run(sys.executable, ROOT/"nbs"/"readme.py", "--check", cwd=ROOT)
+
+
+def test_notebooks_import_from_lower_numbers_only():
+    number, imports = {}, {}
+    for path in NOTEBOOKS:
+        code = "\n".join(sources(path))
+        own = int(path.name[:2]) if path.name[:2].isdigit() else 99
+        if found := re.search(r"#\| default_exp (\w+)", code): number[found[1]] = own
+        imports[path.name] = own, {m for m in re.findall(r"^\s*from slpo\.(\w+) import", code, flags=re.M)}
+    assert len(number) >= 9
+    for name, (own, modules) in imports.items():
+        for module in modules: assert number[module] < own, f"{name} imports slpo.{module}, which comes later"
+
+
+def test_notebooks_carry_outputs_and_no_errors():
+    for path in NOTEBOOKS:
+        cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        assert any(c["outputs"] for c in cells), f"{path.name} has no outputs"
+        assert not any(o["output_type"] == "error" for c in cells for o in c["outputs"]), f"{path.name} holds an error"
+
+
+def test_no_long_cells():
+    for path in NOTEBOOKS:
+        for source in sources(path): assert len(source.splitlines()) <= 45, f"{path.name}: a cell of {len(source.splitlines())} lines"
+
+
+def test_ci_runs_the_command_of_the_readme():
+    command = "pip install -c constraints.txt -e '.[dev]' && nbdev_test && pytest -q tests"
+    assert command in (ROOT/"README.md").read_text() and command in (ROOT/".ci"/"run").read_text()
+
+
+def test_version_is_the_same_everywhere():
+    cfg = ConfigParser(delimiters=["="], interpolation=None)
+    cfg.read(ROOT/"settings.ini")
+    import slpo
+    assert cfg["DEFAULT"]["version"] == slpo.__version__
+    assert f"## {slpo.__version__}" in (ROOT/"CHANGELOG.md").read_text()
+
+
+def test_import_is_light_and_names_are_found():
+    code = ("import sys, slpo; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules); "
+            "from slpo import slpo_loss; assert 'torch' in sys.modules and 'transformers' not in sys.modules; "
+            "assert all(getattr(slpo, name) for name in slpo.__all__)")
+    run(sys.executable, "-c", code, cwd=ROOT)
+
+
+def test_public_functions_say_what_they_take():
+    "Every exported function and class has a docstring."
+    for path in (ROOT/"slpo").glob("[a-z]*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"

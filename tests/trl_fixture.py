@@ -1,0 +1,58 @@
+"""Records what TRL's DPOTrainer computes, for tests/test_trl.py. Run in an environment of its own:
+
+    pip install torch==2.13.0 trl==1.16.0 && python tests/trl_fixture.py
+
+Two small random models are policy and reference; for every pair it writes TRL's log-probabilities,
+the lengths, and TRL's loss for one batch that holds this pair alone.
+"""
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+import trl
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer
+
+ROWS = [("Q: 2 plus 2?\nA:", " four", " five, I think"), ("Say hello.\n", "Hello there, how are you today?", "No."),
+        ("Name a colour.\n", "Green", "Greenland is an island"), ("Count:", " one two three four five six seven", " one two")]
+
+
+def tokenizer():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {c: i for i, c in enumerate(["<eos>", *alphabet])}
+    tok = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<eos>", pad_token="<eos>")
+
+
+def model(seed):
+    torch.manual_seed(seed)
+    return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=257, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+                                            initializer_range=0.1, bos_token_id=0, eos_token_id=0))
+
+
+def main():
+    data = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), row)) for row in ROWS])
+    records = [{} for _ in ROWS]
+    for loss_type, beta in (("sigmoid", 0.1), ("sigmoid", 0.5), ("ipo", 0.1), ("ipo", 0.3)):
+        args = DPOConfig(output_dir=tempfile.mkdtemp(), loss_type=loss_type, beta=beta, per_device_train_batch_size=1, report_to="none", use_cpu=True, bf16=False,
+                         gradient_checkpointing=False)
+        t = DPOTrainer(model=model(0), ref_model=model(1), args=args, train_dataset=data, processing_class=tokenizer())
+        t.model.eval()
+        for i, record in enumerate(records):
+            batch = t.data_collator([t.train_dataset[i]])
+            with torch.no_grad():
+                record[f"{loss_type} {beta}"] = t.compute_loss(t.model, dict(batch)).item()
+                record["logps"] = [x.item() for x in t.compute_ref_log_probs(t.model, dict(batch))]
+                record["ref_logps"] = [x.item() for x in t.compute_ref_log_probs(t.ref_model, dict(batch))]
+            record["lengths"] = batch["completion_mask"].sum(-1).tolist()
+    path = Path(__file__).with_name("trl_losses.json")
+    path.write_text(json.dumps({"trl": trl.__version__, "torch": torch.__version__, "records": records}, indent=1) + "\n")
+    print(path.read_text())
+
+
+if __name__ == "__main__":
+    main()
