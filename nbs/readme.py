@@ -14,6 +14,7 @@ def render() -> str:
     nb = nbformat.read(NBS/"index.ipynb", as_version=4)
     for cell in nb.cells:
         if cell.cell_type == "code" and cell.source.startswith("#| echo: false"): cell.metadata["transient"] = {"remove_source": True}
+    nb.metadata["language_info"] = {"name": "python"}
     text, _ = MarkdownExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)
     text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text)
     text = re.sub(r"^> (.*)$", r"*\1*", text, count=1, flags=re.M)

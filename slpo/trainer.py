@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
 
 from .data import PreferenceCollator, tokenize_preferences
 from .dpo import dpo_loss, ipo_loss
@@ -308,3 +308,14 @@ def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
     "As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was written to the end, or starts anew."
     if resume_from_checkpoint is True: resume_from_checkpoint = last_checkpoint(self.args.output_dir)
     return Trainer.train(self, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+# %% ../nbs/07_trainer.ipynb #cell-020
+@patch
+def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
+    "All weights of a checkpoint, under the names that the model has for them."
+    if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
+        self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype).state_dict())
+    else: Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
+
+@patch
+def _load_best_model(self:SLPOTrainer): self._load_from_checkpoint(self.state.best_model_checkpoint)
