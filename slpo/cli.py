@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'RunArguments', 'parse_run', 'train', 'train_main']
 
 # %% ../nbs/09_cli.ipynb #cell-002
 import argparse
-import copy
+import difflib
 import json
 import logging
 import os
@@ -71,13 +71,18 @@ def parse_run(argv:list=None, # flags; default: those of the command line
     config = given.config or ("world" if not given.model_name_or_path and not given.dataset_name else None)
     parser = HfArgumentParser((RunArguments, SLPOConfig), prog="slpo_train", allow_abbrev=False,
                               description="Align a language model on preferences by supervised learning. Without arguments: a small world, three minutes.")
+    def error(message): raise ValueError(message)
+    parser.error = error                                                       # one line instead of a page of usage
     parser.add_argument("--config", help="YAML file or shipped recipe with settings; flags win over it.")
     if config:
         settings = _recipe(config)
         if unknown := sorted(set(settings) - {a.dest for a in parser._actions}): raise ValueError(f"--config {config}: no such settings: {', '.join(unknown)}")
         parser.set_defaults(**settings)
     named = any(a == "--output_dir" or a.startswith("--output_dir=") for a in argv) or (config and "output_dir" in settings)
-    run, args = parser.parse_args_into_dataclasses(argv)[:2]
+    run, args, *_, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
+        raise ValueError(f"unknown flag {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
     if not named: args.output_dir = _fresh_folder(f"runs/{config or Path(run.dataset_name).name}-{args.loss_type}", run.resume)
     return run, args
 

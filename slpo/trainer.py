@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from .data import PreferenceCollator, tokenize_preferences
 from .dpo import dpo_loss, ipo_loss
@@ -303,12 +304,6 @@ def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_o
     output.metrics.update(self._take_means("eval", f"{metric_key_prefix}_"))
     return output
 
-@patch
-def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
-    "As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was written to the end, or starts anew."
-    if resume_from_checkpoint is True: resume_from_checkpoint = last_checkpoint(self.args.output_dir)
-    return Trainer.train(self, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
 # %% ../nbs/07_trainer.ipynb #cell-020
 @patch
 def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
@@ -316,6 +311,18 @@ def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
     if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
         self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype).state_dict())
     else: Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
+
+@patch
+def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
+    "As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was written to the end, or starts anew."
+    path = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint or None
+    if path:
+        state = TrainerState.load_from_json(str(Path(path)/"trainer_state.json"))
+        if state.global_step >= self.args.max_steps if self.args.max_steps > 0 else state.epoch >= self.args.num_train_epochs:
+            self._load_from_checkpoint(path)
+            self.state = state
+            return TrainOutput(state.global_step, math.nan, {})
+    return Trainer.train(self, resume_from_checkpoint=path, **kwargs)
 
 @patch
 def _load_best_model(self:SLPOTrainer): self._load_from_checkpoint(self.state.best_model_checkpoint)
