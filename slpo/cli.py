@@ -96,8 +96,9 @@ def _fresh_folder(base:str, resume:bool) -> str:
 # %% ../nbs/09_cli.ipynb #cell-009
 def _load_data(run:RunArguments, args:SLPOConfig) -> tuple:
     "(train, eval) rows of text; no prompt is in both."
-    data = load_preferences(run.dataset_name, run.dataset_split, args.on_bad_rows).shuffle(seed=args.seed)
-    if run.eval_split: test = load_preferences(run.dataset_name, run.eval_split, args.on_bad_rows).shuffle(seed=args.seed)
+    def load(split): return load_preferences(run.dataset_name, split, args.on_bad_rows, sft=args.loss_type == "sft").shuffle(seed=args.seed)
+    data = load(run.dataset_split)
+    if run.eval_split: test = load(run.eval_split)
     else:
         held_out = set(data["prompt"][:run.eval_size])
         inside = [prompt in held_out for prompt in data["prompt"]]
@@ -111,7 +112,7 @@ def _load_policy(run:RunArguments, args:SLPOConfig, train:Dataset) -> tuple:
     "(model, tokenizer) by name, or a small Pythia with a tokenizer made from the built-in world."
     if run.model_name_or_path is None:
         if run.dataset_name != "world": raise ValueError(f"--model_name_or_path is missing: which model is to be trained on {run.dataset_name}?")
-        tokenizer = train_tokenizer((r["prompt"] + r[c] for r in train for c in ("chosen", "rejected")), vocab_size=1024)
+        tokenizer = train_tokenizer((r["prompt"] + r[c] for r in train for c in ("chosen", "rejected") if c in r), vocab_size=1024)
         torch.manual_seed(args.seed)
         return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
                                                 max_position_embeddings=512, bos_token_id=0, eos_token_id=0)), tokenizer
@@ -143,10 +144,12 @@ def _stage(name:str, model, tokenizer, args:SLPOConfig, train:Dataset, test:Data
     return trainer
 
 # %% ../nbs/09_cli.ipynb #cell-013
-def _changes(trainer:SLPOTrainer, test:Dataset) -> dict:
+def _changes(trainer:SLPOTrainer) -> dict:
     "Held-out log-prob changes and accuracy of a preference stage: name -> (mean, low, high), intervals by prompt."
-    new, old = trainer.group_logps(trainer.eval_dataset, desc="held-out log-probs"), trainer.eval_dataset["ref_logps"]
-    clusters = [" ".join(map(str, p)) for p in trainer.eval_dataset["prompt_ids"]]
+    data = trainer.eval_dataset
+    new = trainer.group_logps(data, desc="held-out log-probs")
+    old = data["ref_logps"] if "ref_logps" in data.column_names else trainer.group_logps(data, trainer.ref_model, "their reference log-probs")
+    clusters = [" ".join(map(str, p)) for p in data["prompt_ids"]]
     chosen = np.array([n[0] - o[0] for n, o in zip(new, old)])
     rejected = np.array([np.mean(np.subtract(n[1:], o[1:])) for n, o in zip(new, old)])
     return {"chosen log-prob change (displacement), nats": bootstrap_mean(chosen, clusters),
@@ -186,9 +189,9 @@ def train(run:RunArguments, # what to train on what
           args:SLPOConfig, # how
          ) -> dict: # what metrics.json holds
     "SFT where asked for, then the preference stage; writes models, metrics.json, figure.png and samples.md to `args.output_dir`."
-    out, world = Path(args.output_dir), run.dataset_name == "world"
-    if (out/"metrics.json").exists() or any(out.glob("*/checkpoint-*")):
-        if not run.resume: raise ValueError(f"{out} holds an earlier run: continue it with --resume, or choose another --output_dir")
+    out = Path(args.output_dir)
+    if not run.resume and ((out/"metrics.json").exists() or any(out.glob("*/checkpoint-*"))):
+        raise ValueError(f"{out} holds an earlier run: continue it with --resume, or choose another --output_dir")
     data, test = _load_data(run, args)
     model, tokenizer = _load_policy(run, args, data)
     print(f"{len(data)} pairs to train on, {len(test)} held out; {sum(p.numel() for p in model.parameters())/1e6:.1f}M parameters; output: {out}")
@@ -229,7 +232,7 @@ def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
     print(f"== {args.loss_type}: {len(data)} pairs")
     stage.train(resume_from_checkpoint=run.resume)
     stage.save_model()
-    results = _changes(stage, test)
+    results = _changes(stage)
     after = say(1, "samples after")
     if world: results |= _rewards(before, after, prompts)
     history = stage.state.log_history

@@ -133,22 +133,24 @@ def _read_rows(name_or_path, split:str):
     return rows
 
 # %% ../nbs/06_data.ipynb #cell-014
-def _split_row(row:dict) -> tuple:
-    "(row with prompt, chosen and rejected; findings) for a row of two HH transcripts; other rows pass through."
-    row = {k: v for k, v in row.items() if k in ("prompt", "chosen", "rejected", "completions", "ranks")}
-    if "prompt" in row or not all(isinstance(row.get(c), str) for c in ("chosen", "rejected")): return row, []
-    if TURN not in row["chosen"] + row["rejected"]: return row, [("chosen", r"no column 'prompt', and no '\n\nAssistant:' turn to split at")]
+def _split_row(row:dict, sft:bool=False) -> tuple:
+    "(row with prompt, chosen and rejected; findings) for a row of two HH transcripts (one with `sft`); other rows pass through."
+    columns = ("chosen",) if sft else ("chosen", "rejected")
+    row = {k: v for k, v in row.items() if k in ("prompt", *columns, "completions", "ranks")}
+    if "prompt" in row or not all(isinstance(row.get(c), str) for c in columns): return row, []
+    if not any(TURN in row[c] for c in columns): return row, [("chosen", r"no column 'prompt', and no '\n\nAssistant:' turn to split at")]
     parts, found = {}, []
-    for column in ("chosen", "rejected"):
+    for column in columns:
         try: parts[column] = split_hh(row[column])
         except ValueError as e: found.append((column, str(e)))
     if found: return row, found
-    if parts["chosen"][0] != parts["rejected"][0]: return row, [("rejected", "its prompt differs from that of 'chosen'")]
+    if parts["chosen"][0] != parts[columns[-1]][0]: return row, [("rejected", "its prompt differs from that of 'chosen'")]
     return {"prompt": parts["chosen"][0], **{c: text for c, (_, text) in parts.items()}}, []
 
 def load_preferences(name_or_path, # "world", a .jsonl, .jsonl.gz or .parquet file, a folder of them, or a hub id
                      split:str="train", # of a folder or a hub data set; a single file is taken whole
                      on_bad_rows:str="raise", # "raise" | "drop"
+                     sft:bool=False, # for supervised fine-tuning: no rejected completion is needed, or kept
                     ) -> Dataset: # columns prompt, chosen, rejected (or prompt, completions, ranks)
     """Load preferences and check every row. Raises `BadRows` (a `ValueError`) with row numbers and reasons, `ValueError` with the line
     number for a broken JSON line, `FileNotFoundError` for a missing file."""
@@ -156,11 +158,14 @@ def load_preferences(name_or_path, # "world", a .jsonl, .jsonl.gz or .parquet fi
     if not len(raw): raise ValueError(f"{name_or_path}: no rows in split '{split}'")
     rows, findings = [], []
     for i, row in enumerate(raw):
-        row, found = _split_row(row)
+        row, found = _split_row(row, sft)
         rows.append(row)
-        findings += [Finding(i, *f) for f in found or _check_row(row)]
+        findings += [Finding(i, *f) for f in found or _check_row(row, sft)]
     bad = _settle(findings, len(rows), on_bad_rows)
-    return Dataset.from_list([row for i, row in enumerate(rows) if i not in bad])
+    good = [row for i, row in enumerate(rows) if i not in bad]
+    if any(isinstance(row.get("rejected"), list) for row in good):                     # one type for the whole column
+        good = [{**row, "rejected": row["rejected"] if isinstance(row["rejected"], list) else [row["rejected"]]} if "rejected" in row else row for row in good]
+    return Dataset.from_list(good)
 
 # %% ../nbs/06_data.ipynb #cell-020
 def _cut(prompt:list, completions:list, max_length:int=None, max_prompt_length:int=None, truncation_mode:str="keep_end") -> tuple:
@@ -217,7 +222,7 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
     if "prompt_ids" in dataset.column_names: return dataset.map(_from_tokens, remove_columns=dataset.column_names, with_indices=True, fn_kwargs={"sft": sft})
     ranked, columns = "completions" in dataset.column_names, dataset.column_names
     wanted = ["prompt", "completions", "ranks"] if ranked else ["prompt", "chosen"] + ["rejected"]*(not sft)
-    if missing := [c for c in wanted if c not in columns]: raise BadRows([Finding(0, c, f"missing (the columns are {columns})") for c in missing], len(dataset))
+    if missing := [c for c in wanted if c not in columns]: raise BadRows([Finding(0, c, f"missing (the columns are {columns}{', HH transcripts are split by load_preferences' if c == 'prompt' else ''})") for c in missing], len(dataset))
     out = dataset.map(_tokenize_row, with_indices=True, remove_columns=dataset.column_names, num_proc=num_proc, desc="tokenising", features=_FEATURES,
                       fn_kwargs=dict(tokenizer=tokenizer, sft=sft, max_length=max_length, max_prompt_length=max_prompt_length, truncation_mode=truncation_mode))
     bad = _settle([Finding(i, *p) for i, problems in enumerate(out["problems"]) for p in problems], len(out), on_bad_rows)

@@ -32,7 +32,7 @@ def log1mexp(a:Tensor, # log-probabilities, <= 0, any shape
     """`log(1 - exp(a))`, value and gradient accurate for every `a <= 0`: -inf at 0, 0 at -inf, NaN above 0.
     Source: Mächler 2012; gives the paper's y_bar in closed form (notebook 04)."""
     near_one = a > -math.log(2)
-    by_expm1 = torch.log(-torch.expm1(torch.where(near_one, a, -1.)))
+    by_expm1 = torch.log(-torch.expm1(a))
     by_log1p = torch.log1p(-torch.exp(torch.where(near_one, -1., a)))
     return torch.where(near_one, by_expm1, by_log1p)
 

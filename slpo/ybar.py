@@ -31,11 +31,11 @@ def ybar_logp_tree(logits:Tensor, # (B,T,V) next-token logits
 def _log_rest(logps:Tensor, dim:int=-1, floor:float=0.) -> Tensor:
     "`log(1 - Σ exp(logps))` over `dim`; what remains is at least `floor`, with gradient 0 below it."
     half = logps.exp().sum(dim) < .5
-    few, many = logps.where(half.unsqueeze(dim), -math.inf), logps.where(~half.unsqueeze(dim), -1.)
-    largest, at = many.max(dim, keepdim=True)
-    others = many.exp().scatter(dim, at, 0.).sum(dim)
+    few = logps.where(half.unsqueeze(dim), -math.inf)                                 # an infinite derivative must not leak from here
+    largest, at = logps.max(dim, keepdim=True)
+    others = logps.exp().scatter(dim, at, 0.).sum(dim)
     rest = (-torch.expm1(largest.squeeze(dim)) - others).clamp(min=floor)
-    return torch.where(half, torch.log1p(-few.exp().sum(dim)), rest.where(~half, 1.).log())
+    return torch.where(half, torch.log1p(-few.exp().sum(dim)), rest.log())
 
 def _check_disjoint(name:str, logps:Tensor, dim:int=-1):
     "Raise `ValueError` where the probabilities of a group sum to more than 1 beyond rounding."
