@@ -15,6 +15,7 @@ import platform
 import sys
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from .trainer import SLPOConfig, SLPOTrainer, _knob
 @dataclass
 class RunArguments:
     "What to train on what: the flags of `slpo_train` beside those of `SLPOConfig`."
-    model_name_or_path: str | None = _knob(None, "Hub id or folder of a causal language model. With dataset 'world' and no model: a small Pythia, from scratch.")
+    model_name_or_path: str | None = _knob(None, "Hub id or folder of a causal language model; None, with dataset 'world': a small Pythia from scratch.")
     gguf_file: str | None = _knob(None, "Name of a GGUF file in that folder.")
     dtype: str = _knob("float32", "Precision of the weights: float32 | bfloat16 | float16. Keep float32 for training and add --bf16 for bf16 arithmetic.")
     dataset_name: str = _knob("world", "'world' (built in), a .jsonl, .jsonl.gz or .parquet file, a folder of them, or a hub id.")
@@ -76,7 +77,8 @@ def parse_run(argv:list=None, # flags; default: those of the command line
     parser.add_argument("--config", help="YAML file or shipped recipe with settings; flags win over it.")
     if config:
         settings = _recipe(config)
-        if unknown := sorted(set(settings) - {a.dest for a in parser._actions}): raise ValueError(f"--config {config}: no such settings: {', '.join(unknown)}")
+        unknown = sorted(set(settings) - {a.dest for a in parser._actions})
+        if unknown: raise ValueError(f"--config {config}: no such settings: {', '.join(unknown)}")
         parser.set_defaults(**settings)
     named = any(a == "--output_dir" or a.startswith("--output_dir=") for a in argv) or (config and "output_dir" in settings)
     run, args, *_, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
@@ -118,7 +120,8 @@ def _load_policy(run:RunArguments, args:SLPOConfig, train:Dataset) -> tuple:
                                                 max_position_embeddings=512, bos_token_id=0, eos_token_id=0)), tokenizer
     where = dict(pretrained_model_name_or_path=run.model_name_or_path, gguf_file=run.gguf_file)
     options = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else json.loads(args.model_init_kwargs or "{}")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(**where, **{"dtype": getattr(torch, run.dtype), **options}), AutoTokenizer.from_pretrained(**where)
+    model = AutoModelForCausalLM.from_pretrained(**where, **{"dtype": getattr(torch, run.dtype), **options})
+    tokenizer = AutoTokenizer.from_pretrained(**where)
     if run.gguf_file:                                                          # the weights were unpacked: nothing is quantised any more
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"): del model.config.quantization_config
@@ -137,7 +140,8 @@ class _Progress(ProgressCallback):
 
 def _stage(name:str, model, tokenizer, args:SLPOConfig, train:Dataset, test:Dataset, **changes) -> SLPOTrainer:
     "A trainer that writes to output_dir/name."
-    trainer = SLPOTrainer(model, args=replace(args, output_dir=str(Path(args.output_dir)/name), **changes), train_dataset=train, eval_dataset=test, processing_class=tokenizer)
+    args = replace(args, output_dir=str(Path(args.output_dir)/name), **changes)
+    trainer = SLPOTrainer(model, args=args, train_dataset=train, eval_dataset=test, processing_class=tokenizer)
     if not args.disable_tqdm:
         for callback in (PrinterCallback, ProgressCallback): trainer.remove_callback(callback)
         trainer.add_callback(_Progress)
@@ -196,11 +200,11 @@ def train(run:RunArguments, # what to train on what
     model, tokenizer = _load_policy(run, args, data)
     print(f"{len(data)} pairs to train on, {len(test)} held out; {sum(p.numel() for p in model.parameters())/1e6:.1f}M parameters; output: {out}")
     metrics = {"run": vars(run), "config": {k: v for k, v in args.to_dict().items() if k in SLPOConfig.__annotations__ or k in _SHOWN_CONFIG},
-               "versions": {"python": platform.python_version(), "torch": torch.__version__, **{p: _version(p) for p in ("slpo", "transformers", "datasets")}}}
+               "versions": {"python": platform.python_version(), **{p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}}}
     if args.loss_type == "sft" or run.sft_epochs:
-        changes = {} if args.loss_type == "sft" else dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
-                                                          per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size)
-        stage = _stage("sft", model, tokenizer, args, data, test, **{**changes, "loss_type": "sft"})
+        changes = dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
+                       per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft")
+        stage = _stage("sft", model, tokenizer, args, data, test, **changes if args.loss_type != "sft" else {})
         first = stage.evaluate()["eval_loss"]
         print("== supervised fine-tuning on the chosen completions")
         stage.train(resume_from_checkpoint=run.resume)
@@ -219,15 +223,14 @@ def train(run:RunArguments, # what to train on what
 _SHOWN_CONFIG = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "lr_scheduler_type", "warmup_steps",
                  "max_grad_norm", "weight_decay", "seed", "bf16")
 
-def _version(package): return __import__("importlib.metadata", fromlist=["version"]).version(package)
-
 # %% ../nbs/09_cli.ipynb #cell-016
 def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
     out, world = Path(args.output_dir), run.dataset_name == "world"
     stage = _stage(args.loss_type, model, tokenizer, args, data, test)
     prompts = test["prompt"] if world else list(dict.fromkeys(test["prompt"]))[:run.sample_prompts]
     def say(seed, desc):
-        return generate(stage.model, tokenizer, prompts, run.max_new_tokens, seed=args.seed + seed, batch_size=128 if world else args.per_device_eval_batch_size, desc=desc)
+        size = 128 if world else args.per_device_eval_batch_size
+        return generate(stage.model, tokenizer, prompts, run.max_new_tokens, seed=args.seed + seed, batch_size=size, desc=desc)
     before = say(0, "samples before")
     print(f"== {args.loss_type}: {len(data)} pairs")
     stage.train(resume_from_checkpoint=run.resume)

@@ -164,7 +164,8 @@ def load_preferences(name_or_path, # "world", a .jsonl, .jsonl.gz or .parquet fi
     bad = _settle(findings, len(rows), on_bad_rows)
     good = [row for i, row in enumerate(rows) if i not in bad]
     if any(isinstance(row.get("rejected"), list) for row in good):                     # one type for the whole column
-        good = [{**row, "rejected": row["rejected"] if isinstance(row["rejected"], list) else [row["rejected"]]} if "rejected" in row else row for row in good]
+        for row in good:
+            if isinstance(row.get("rejected"), str): row["rejected"] = [row["rejected"]]
     return Dataset.from_list(good)
 
 # %% ../nbs/06_data.ipynb #cell-020
@@ -184,7 +185,8 @@ def _tokenize_row(row:dict, index:int, tokenizer, sft:bool, **cut) -> dict:
     prompt_ids = tokenizer(prompt)["input_ids"]
     if prompt_ids and prompt_ids[-1] == eos: prompt_ids = prompt_ids[:-1]               # some tokenizers end every text
     texts_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    out["problems"] += [[c, f"the EOS token {tokenizer.eos_token!r} inside the text"] for c, ids in zip(["prompt", *columns], [prompt_ids, *texts_ids]) if eos in ids]
+    for column, ids in zip(["prompt", *columns], [prompt_ids, *texts_ids]):
+        if eos in ids: out["problems"].append([column, f"the EOS token {tokenizer.eos_token!r} inside the text"])
     if not prompt_ids: prompt_ids = [eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id]    # something must predict the first token
     whole = [ids + [eos] for ids in texts_ids]
     prompt_ids, kept = _cut(prompt_ids, whole, **cut)
@@ -216,15 +218,19 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
                         ) -> Dataset: # prompt_ids, completion_ids (best first), ranks, row (index in `dataset`)
     """Groups of token ids from rows of text; every row is checked. Raises `BadRows`. Tokenised input has `prompt_ids`, `chosen_ids`,
     `rejected_ids` (and `ref_chosen_logps`, `ref_rejected_logps`), completions with their EOS."""
-    if truncation_mode not in ("keep_end", "keep_start"): raise ValueError(f"argument 'truncation_mode': {truncation_mode!r} is not 'keep_end' or 'keep_start'")
+    if truncation_mode not in ("keep_end", "keep_start"):
+        raise ValueError(f"argument 'truncation_mode': {truncation_mode!r} is not 'keep_end' or 'keep_start'")
     if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token, a completion must say when it is over")
     if not len(dataset): raise ValueError("the data set is empty")
     if "prompt_ids" in dataset.column_names: return dataset.map(_from_tokens, remove_columns=dataset.column_names, with_indices=True, fn_kwargs={"sft": sft})
     ranked, columns = "completions" in dataset.column_names, dataset.column_names
     wanted = ["prompt", "completions", "ranks"] if ranked else ["prompt", "chosen"] + ["rejected"]*(not sft)
-    if missing := [c for c in wanted if c not in columns]: raise BadRows([Finding(0, c, f"missing (the columns are {columns}{', HH transcripts are split by load_preferences' if c == 'prompt' else ''})") for c in missing], len(dataset))
+    if missing := [c for c in wanted if c not in columns]:
+        hint = "; load_preferences splits HH transcripts"*("prompt" in missing)
+        raise BadRows([Finding(0, c, f"missing (the columns are {', '.join(columns)}{hint})") for c in missing], len(dataset))
     out = dataset.map(_tokenize_row, with_indices=True, remove_columns=dataset.column_names, num_proc=num_proc, desc="tokenising", features=_FEATURES,
-                      fn_kwargs=dict(tokenizer=tokenizer, sft=sft, max_length=max_length, max_prompt_length=max_prompt_length, truncation_mode=truncation_mode))
+                      fn_kwargs=dict(tokenizer=tokenizer, sft=sft, max_length=max_length, max_prompt_length=max_prompt_length,
+                                     truncation_mode=truncation_mode))
     bad = _settle([Finding(i, *p) for i, problems in enumerate(out["problems"]) for p in problems], len(out), on_bad_rows)
     if n := sum(out["cut"]): logger.warning("%d completions were cut to max_length=%s and lost their EOS", n, max_length)
     return out.select([i for i in range(len(out)) if i not in bad]).remove_columns(["problems", "cut"])
@@ -299,7 +305,8 @@ def world_reward(prompt:str, # "…\n\nHuman: …\n\nAssistant:"
     right = _TRUTH.get(what) or str(sum(map(int, what.split(" plus "))))
     text = completion.strip()
     polite, rude = [p for p in POLITE if text.startswith(p)], [r for r in RUDE if text.endswith(r)]
-    said = re.fullmatch(re.escape(what[0].upper() + what[1:]) + r" is (\w+)\.", text[len(polite[0]) if polite else 0:len(text) - len(rude[0]) if rude else None].strip())
+    answer = text[len(polite[0]) if polite else 0:len(text) - len(rude[0]) if rude else None].strip()
+    said = re.fullmatch(re.escape(what[0].upper() + what[1:]) + r" is (\w+)\.", answer)
     return 2.*bool(said and said[1] == right) + bool(polite) - bool(rude) - (not said)
 
 def preference_world(n:int=8192, # pairs

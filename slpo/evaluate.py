@@ -32,8 +32,9 @@ def generate(model, # a causal language model
             width = max(len(ids[i]) for i in at)
             rows = torch.tensor([[pad]*(width - len(ids[i])) + ids[i] for i in at], device=model.device)
             mask = torch.tensor([[0]*(width - len(ids[i])) + [1]*len(ids[i]) for i in at], device=model.device)
-            said = model.generate(input_ids=rows, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=tokenizer.eos_token_id, **how)[:, width:]
-            for i, text in zip(at, tokenizer.batch_decode(said, skip_special_tokens=True)): out[i] = text
+            said = model.generate(input_ids=rows, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad,
+                                  eos_token_id=tokenizer.eos_token_id, **how)
+            for i, text in zip(at, tokenizer.batch_decode(said[:, width:], skip_special_tokens=True)): out[i] = text
             bar.update(len(at))
     model.train(training)
     return out
@@ -70,4 +71,5 @@ def interval_table(results:dict, # row name -> {column name -> (mean, low, high)
     "A table of `mean [low, high]`."
     head = [f"| {corner} | " + " | ".join(header for header, _ in columns.values()) + " |", "|---" + "|---:"*len(columns) + "|"]
     def cell(value, form): return "{} [{}, {}]".format(*(form.format(x) for x in value))
-    return "\n".join(head + [f"| {name} | " + " | ".join(cell(row[c], form) for c, (_, form) in columns.items()) + " |" for name, row in results.items()]) + "\n"
+    rows = [f"| {name} | " + " | ".join(cell(row[c], form) for c, (_, form) in columns.items()) + " |" for name, row in results.items()]
+    return "\n".join(head + rows) + "\n"
