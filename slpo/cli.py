@@ -67,10 +67,10 @@ def parse_run(argv:list=None, # flags; default: those of the command line
     "Settings from defaults, recipe and flags, in that order. Raises `ValueError` for names that do not exist."
     argv = sys.argv[1:] if argv is None else list(argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("config", "model_name_or_path", "dataset_name"): first.add_argument(f"--{name}")
+    for name in ("config", "model_name_or_path", "dataset_name", "output_dir"): first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
     given, _ = first.parse_known_args(argv)
     config = given.config or ("world" if not given.model_name_or_path and not given.dataset_name else None)
-    parser = HfArgumentParser((RunArguments, SLPOConfig), prog="slpo_train", allow_abbrev=False,
+    parser = HfArgumentParser((RunArguments, SLPOConfig), prog="slpo_train", usage="slpo_train [--config RECIPE] [--flag value ...]", allow_abbrev=False,
                               description="Align a language model on preferences by supervised learning. Without arguments: a small world, three minutes.")
     def error(message): raise ValueError(message)
     parser.error = error                                                       # one line instead of a page of usage
@@ -80,12 +80,11 @@ def parse_run(argv:list=None, # flags; default: those of the command line
         unknown = sorted(set(settings) - {a.dest for a in parser._actions})
         if unknown: raise ValueError(f"--config {config}: no such settings: {', '.join(unknown)}")
         parser.set_defaults(**settings)
-    named = any(a == "--output_dir" or a.startswith("--output_dir=") for a in argv) or (config and "output_dir" in settings)
     run, args, *_, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         close = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
         raise ValueError(f"unknown flag {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
-    if not named: args.output_dir = _fresh_folder(f"runs/{config or Path(run.dataset_name).name}-{args.loss_type}", run.resume)
+    if not (given.output_dir or config and "output_dir" in settings): args.output_dir = _fresh_folder(f"runs/{config or Path(run.dataset_name).name}-{args.loss_type}", run.resume)
     return run, args
 
 def _fresh_folder(base:str, resume:bool) -> str:
@@ -230,7 +229,8 @@ def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
     prompts = test["prompt"] if world else list(dict.fromkeys(test["prompt"]))[:run.sample_prompts]
     def say(seed, desc):
         size = 128 if world else args.per_device_eval_batch_size
-        return generate(stage.model, tokenizer, prompts, run.max_new_tokens, seed=args.seed + seed, batch_size=size, desc=desc)
+        return generate(stage.model, tokenizer, prompts, run.max_new_tokens, seed=args.seed + seed, batch_size=size,
+                        desc=None if args.disable_tqdm else desc)
     before = say(0, "samples before")
     print(f"== {args.loss_type}: {len(data)} pairs")
     stage.train(resume_from_checkpoint=run.resume)

@@ -19,7 +19,7 @@ def generate(model, # a causal language model
              temperature:float=1., # 0: the most likely token at each step
              batch_size:int=64, # prompts at a time
              seed:int=0, # of the sampling
-             desc:str="generating", # shown beside the progress bar
+             desc:str="generating", # shown beside the progress bar; None: no bar
             ) -> list: # of str: completions, in the order of the prompts, without EOS
     "Sample one completion for each prompt."
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -27,7 +27,7 @@ def generate(model, # a causal language model
     ids, out = [tokenizer(p)["input_ids"] for p in prompts], [None]*len(prompts)
     order, training = sorted(range(len(ids)), key=lambda i: -len(ids[i])), model.training
     model.eval(); torch.manual_seed(seed)
-    with tqdm(total=len(ids), desc=desc, unit="prompt") as bar:
+    with tqdm(total=len(ids), desc=desc, unit="prompt", disable=desc is None) as bar:
         for at in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
             width = max(len(ids[i]) for i in at)
             rows = torch.tensor([[pad]*(width - len(ids[i])) + ids[i] for i in at], device=model.device)
