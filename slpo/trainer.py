@@ -30,9 +30,26 @@ from .mass import _log_targets
 logger = logging.getLogger("slpo")
 
 # %% ../nbs/07_trainer.ipynb #cell-004
-def _knob(default, help, **metadata): return field(default=default, metadata={"help": help, **metadata})
-
 LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
+
+def _check_settings(args):
+    "Raise `ValueError`, naming the setting, for values that make no sense."
+    for name, allowed in (("loss_type", LOSSES), ("form", ("halves", "joint")), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
+                          ("truncation_mode", ("keep_end", "keep_start"))):
+        if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
+    for name, low, high in (("alpha", 0, 1), ("label_smoothing", 0, .5), ("anchor", 0, math.inf)):
+        if not low <= getattr(args, name) <= high: raise ValueError(f"{name}={getattr(args, name)}: expected a number from {low} to {high}")
+    if not args.beta > 0: raise ValueError(f"beta={args.beta}: expected a positive number")
+    if args.remove_unused_columns: raise ValueError("remove_unused_columns=True would take away what the collator needs")
+
+def _number(name, value) -> float:
+    try: number = float(value)
+    except ValueError: number = -1.
+    if not 0 < number < math.inf: raise ValueError(f"{name}={value!r}: expected a positive number or 'length'")
+    return number
+
+# %% ../nbs/07_trainer.ipynb #cell-005
+def _knob(default, help): return field(default=default, metadata={"help": help})
 
 @dataclass
 class SLPOConfig(TrainingArguments):
@@ -67,22 +84,10 @@ class SLPOConfig(TrainingArguments):
         super().__post_init__()
         if self.loss_type == "sigmoid": self.loss_type = "dpo"
         if self.temperature != "length": self.temperature = _number("temperature", self.temperature)
-        for name, allowed in (("loss_type", LOSSES), ("form", ("halves", "joint")), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
-                              ("truncation_mode", ("keep_end", "keep_start"))):
-            if getattr(self, name) not in allowed: raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        for name, low, high in (("alpha", 0, 1), ("label_smoothing", 0, .5), ("anchor", 0, math.inf)):
-            if not low <= getattr(self, name) <= high: raise ValueError(f"{name}={getattr(self, name)}: expected a number from {low} to {high}")
-        if not self.beta > 0: raise ValueError(f"beta={self.beta}: expected a positive number")
-        if self.remove_unused_columns: raise ValueError("remove_unused_columns=True would take away what the collator needs")
+        _check_settings(self)
         if not torch.cuda.is_available(): self.dataloader_pin_memory = False            # pinning needs an accelerator
 
-def _number(name, value) -> float:
-    try: number = float(value)
-    except ValueError: number = -1.
-    if not 0 < number < math.inf: raise ValueError(f"{name}={value!r}: expected a positive number or 'length'")
-    return number
-
-# %% ../nbs/07_trainer.ipynb #cell-006
+# %% ../nbs/07_trainer.ipynb #cell-007
 def _metrics(logps, ref_logps, beta:float, eps:float) -> dict:
     "Per-group metrics, (B,) each, from (B,K) log-probabilities; `eps` is the machine epsilon of the model's arithmetic."
     ratios = logps - ref_logps
@@ -95,7 +100,7 @@ def _metrics(logps, ref_logps, beta:float, eps:float) -> dict:
             "rewards/margins": beta*(chosen - rejected), "rewards/accuracies": wins, "logratios/chosen": chosen, "logratios/rejected": rejected,
             "displacement": chosen}
 
-# %% ../nbs/07_trainer.ipynb #cell-009
+# %% ../nbs/07_trainer.ipynb #cell-010
 def _load_model(model, kwargs):
     if not isinstance(model, str): return model
     if isinstance(kwargs, str): kwargs = json.loads(kwargs)
@@ -128,7 +133,7 @@ def last_checkpoint(folder, # an output_dir
     found = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit() and complete(p)]
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
-# %% ../nbs/07_trainer.ipynb #cell-011
+# %% ../nbs/07_trainer.ipynb #cell-012
 class SLPOTrainer(Trainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises `BadRows` for rows that cannot be
     trained on, `ValueError` for models and settings that do not fit, `FloatingPointError` when a log-probability is not finite."""
@@ -171,7 +176,7 @@ class SLPOTrainer(Trainer):
                                     truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
                                     num_proc=args.dataset_num_proc)
 
-# %% ../nbs/07_trainer.ipynb #cell-013
+# %% ../nbs/07_trainer.ipynb #cell-014
 @patch
 def _set_reference(self:SLPOTrainer, ref_model):
     "Reference log-probabilities as a column of every data set, or a frozen model for each step."
@@ -217,7 +222,7 @@ def _logps(self:SLPOTrainer, model, batch):
         raise FloatingPointError(f"step {self.state.global_step}: a log-probability is not finite, in rows {rows} of the data set")
     return logps
 
-# %% ../nbs/07_trainer.ipynb #cell-015
+# %% ../nbs/07_trainer.ipynb #cell-016
 @patch
 def _losses(self:SLPOTrainer, batch, logps, ref_logps):
     "(B,) losses and a dict of (B,) metrics, in the order of the batch's groups."
@@ -252,7 +257,7 @@ def _group_metrics(self:SLPOTrainer, logps, ref_logps, ranks):
         metrics |= {"target_gap/chosen": gap[:, 0], "target_gap/rejected": gap[:, 1:].mean(-1)}
     return metrics
 
-# %% ../nbs/07_trainer.ipynb #cell-017
+# %% ../nbs/07_trainer.ipynb #cell-018
 @patch
 def _get_num_items_in_batch(self:SLPOTrainer, batch_samples, device):
     "Groups in one optimizer step, over all processes."
@@ -284,7 +289,7 @@ def prediction_step(self:SLPOTrainer, model, inputs, prediction_loss_only, ignor
     with torch.no_grad(): loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
     return (loss, None, None) if prediction_loss_only else (loss, outputs, torch.zeros(len(outputs), device=outputs.device))
 
-# %% ../nbs/07_trainer.ipynb #cell-018
+# %% ../nbs/07_trainer.ipynb #cell-019
 @patch
 def _take_means(self:SLPOTrainer, mode:str, prefix:str="") -> dict:
     "Means since the last call, over all processes."
@@ -308,7 +313,7 @@ def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_o
     output.metrics.update(self._take_means("eval", f"{metric_key_prefix}_"))
     return output
 
-# %% ../nbs/07_trainer.ipynb #cell-020
+# %% ../nbs/07_trainer.ipynb #cell-021
 @patch
 def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
     "All weights of a checkpoint, under the names that the model has for them."
