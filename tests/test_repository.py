@@ -98,6 +98,17 @@ def test_import_is_light_and_names_are_found():
     run(sys.executable, "-c", code, cwd=ROOT)
 
 
+def test_every_import_is_a_requirement():
+    cfg = ConfigParser(delimiters=["="], interpolation=None)
+    cfg.read(ROOT/"settings.ini")
+    required = {re.match(r"[\w-]+", r)[0] for r in cfg["DEFAULT"]["requirements"].split()}
+    for path in (ROOT/"slpo").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"slpo", "peft"}:          # peft: only with peft_config
+                assert {"yaml": "pyyaml"}.get(name, name) in required, f"{path.name} imports {name}, which settings.ini does not require"
+
+
 def test_public_functions_say_what_they_take():
     "Every exported function and class has a docstring."
     for path in (ROOT/"slpo").glob("[a-z]*.py"):
