@@ -26,7 +26,7 @@ def sequence_logps(logits:Tensor, # (B,T,V) next-token logits
     token_logps = -F.cross_entropy(logits[scored].to(dtype), labels[scored], reduction="none")
     return logits.new_zeros(labels.shape, dtype=dtype).masked_scatter(scored, token_logps).sum(-1)
 
-# %% ../nbs/01_logps.ipynb #cell-015
+# %% ../nbs/01_logps.ipynb #cell-019
 def log1mexp(a:Tensor, # log-probabilities, <= 0, any shape
             ) -> Tensor: # log(1 - exp(a)), same shape and dtype
     """`log(1 - exp(a))`, value and gradient accurate for every `a <= 0`: -inf at 0, 0 at -inf, NaN above 0.
@@ -36,7 +36,7 @@ def log1mexp(a:Tensor, # log-probabilities, <= 0, any shape
     by_log1p = torch.log1p(-torch.exp(torch.where(near_one, -1., a)))
     return torch.where(near_one, by_expm1, by_log1p)
 
-# %% ../nbs/01_logps.ipynb #cell-021
+# %% ../nbs/01_logps.ipynb #cell-025
 def _check_logps(name:str, x:Tensor, like:Tensor=None):
     "Raise `ValueError` unless `x` is (B,K) with K >= 2, shaped like `like`, finite and <= 0 beyond rounding."
     if x.dim() != 2 or x.shape[1] < 2:
@@ -50,7 +50,7 @@ def _check_logps(name:str, x:Tensor, like:Tensor=None):
         i, k = bad.nonzero()[0].tolist()
         raise ValueError(f"argument '{name}': {x[i, k].item()} at index [{i}, {k}] is no log-probability (want finite, <= 0)")
 
-# %% ../nbs/01_logps.ipynb #cell-023
+# %% ../nbs/01_logps.ipynb #cell-027
 def _wide(x:Tensor) -> Tensor:
     "`x` in float64, or float32 on devices without float64."
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)

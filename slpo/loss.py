@@ -48,7 +48,7 @@ def slpo_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 preferred u
               scale_t2:bool=True, # multiply by t², so that gradients compare across temperatures
               ranks:Tensor=None, # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
               reduction:str="mean", # "mean" | "sum" | "none"
-             ) -> Tensor: # () or (B,), at least float32, >= 0, and 0 exactly at the target
+             ) -> Tensor: # () or (B,), at least float32; >= 0 beyond rounding, and 0 exactly at the target
     """Supervised Learning Preference Optimization: KL divergence from the moved reference masses to the policy.
     `form="joint"` with temperature "length" uses each group's mean length. Raises `ValueError`, naming the argument and the
     index, for shapes that disagree, values that are no log-probabilities, alpha outside [0,1], temperature <= 0, and, in the joint
@@ -57,7 +57,7 @@ def slpo_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 preferred u
     if form not in ("halves", "joint"): raise ValueError(f"argument 'form': {form!r} is not 'halves' or 'joint'")
     t = _temperature(temperature, lengths, logps)                                      # (1,1) or (B,K)
     log_q = _log_targets(ref_logps, alpha, target, ranks)
-    if form == "halves": terms = _halves(_wide(logps), log_q.clamp(max=0), t)          # (B,K)
+    if form == "halves": terms = _halves(_wide(logps), log_q, t)                       # (B,K)
     else:
         for name, x in (("logps", logps), ("ref_logps", ref_logps)): _check_disjoint(name, x.detach())
         _check_disjoint(f"ref_logps (after moving mass, target={target!r})", log_q.to(ref_logps.dtype))
@@ -77,7 +77,7 @@ def _temperature(temperature, lengths, logps) -> Tensor:
     if not 0 < temperature < math.inf: raise ValueError(f"argument 'temperature': {temperature} is not a positive number")
     return _wide(logps.new_tensor([[temperature]], dtype=torch.float64 if logps.device.type != "mps" else torch.float32))
 
-# %% ../nbs/05_loss.ipynb #cell-026
+# %% ../nbs/05_loss.ipynb #cell-048
 def _anchor(scores:Tensor) -> Tensor:
     "(B,) `A - 1 - log A` for `A = mean(exp(scores))`; linear beyond log A = 30."
     a = scores.logsumexp(-1) - math.log(scores.shape[-1])

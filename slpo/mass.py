@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .logps import _check_logps, _wide
 
-# %% ../nbs/03_mass.ipynb #cell-006
+# %% ../nbs/03_mass.ipynb #cell-013
 def transport(alpha, # share of mass that moves, in [0,1]: a float or (B,)
               ranks:Tensor=None, # (B,K) integers, lower is better; default: column 0 first, the rest tied
               shape:tuple=None, # (B,K), needed where `ranks` is not given
@@ -41,7 +41,7 @@ def _check_alpha(alpha, B:int) -> Tensor:
     if bad.any(): raise ValueError(f"argument 'alpha': {alpha[bad][0].item()} at index [{bad.nonzero()[0, 0].item()}] is outside [0, 1]")
     return alpha
 
-# %% ../nbs/03_mass.ipynb #cell-013
+# %% ../nbs/03_mass.ipynb #cell-021
 def _log_targets(ref_logps:Tensor, alpha, target:str, ranks:Tensor) -> Tensor:
     "(B,K) log q, float64; above 0 where the moved mass would exceed 1."
     if target not in ("mass", "ratio"): raise ValueError(f"argument 'target': {target!r} is not 'mass' or 'ratio'")

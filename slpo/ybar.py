@@ -13,21 +13,27 @@ from torch import Tensor
 
 from .logps import _check_logps, log1mexp
 
-# %% ../nbs/04_ybar.ipynb #cell-004
+# %% ../nbs/04_ybar.ipynb #cell-008
+def _steps(logits:Tensor, labels:Tensor, dtype=torch.float64) -> tuple:
+    "(B,T-1) log-probability of y_t, and of any other token, at each step; both are those of no event where nothing is scored."
+    scored, token = labels != -100, labels.clamp(min=0)[..., None]
+    g = logits.to(dtype).log_softmax(-1)
+    g_y = g.gather(-1, token).squeeze(-1).masked_fill(~scored, 0.)
+    return g_y, g.scatter(-1, token, -math.inf).logsumexp(-1).masked_fill(~scored, -math.inf)
+
 def ybar_logp_tree(logits:Tensor, # (B,T,V) next-token logits
                    labels:Tensor, # (B,T) token ids; -100 = not scored
                   ) -> tuple: # (log p(y), log p(ȳ)): two (B,) float64 tensors, nats
     """The paper's tree walk: at every scored step, the mass that leaves `y` there. O(T·V), float64 inside; the oracle for `ybar_logp`.
     Source: Ho 2025, with its sum over steps corrected to a log-sum-exp."""
-    scored = labels[:, 1:] != -100
-    token = labels[:, 1:].clamp(min=0)[..., None]
-    g = logits[:, :-1].double().log_softmax(-1)
-    g_y = g.gather(-1, token).squeeze(-1).masked_fill(~scored, 0.)                    # (B,T-1)
-    leaves = g.scatter(-1, token, -math.inf).logsumexp(-1)                            # (B,T-1): any token but y_t
+    B, T, V = logits.shape
+    chunk = max(1, 2**24//(B*V))                                                      # steps at a time
+    parts = [_steps(l, y) for l, y in zip(logits[:, :-1].split(chunk, 1), labels[:, 1:].split(chunk, 1))]
+    g_y, leaves = (torch.cat(p, 1) for p in zip(*parts))
     before = g_y.cumsum(-1) - g_y                                                     # log-probability of agreeing so far
-    return g_y.sum(-1), (before + leaves).masked_fill(~scored, -math.inf).logsumexp(-1)
+    return g_y.sum(-1), (before + leaves).logsumexp(-1)
 
-# %% ../nbs/04_ybar.ipynb #cell-010
+# %% ../nbs/04_ybar.ipynb #cell-024
 def _log_rest(logps:Tensor, dim:int=-1, floor:float=0.) -> Tensor:
     "`log(1 - Σ exp(logps))` over `dim`; what remains is at least `floor`, with gradient 0 below it."
     half = logps.exp().sum(dim) < .5

@@ -73,6 +73,14 @@ def test_notebooks_carry_outputs_and_no_errors():
         assert not any(o["output_type"] == "error" for c in cells for o in c["outputs"]), f"{path.name} holds an error"
 
 
+def test_notebooks_hold_plain_text_and_no_widgets():
+    "A lost backslash leaves a control character (\\frac, \\to); the output of a slider is of no use to a reader without a kernel."
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text())["cells"]:
+            assert not (found := re.search(r"[\x00-\x09\x0b-\x1f]", "".join(cell["source"]))), f"{path.name}: {found[0]!r} in {cell['id']}"
+        assert "vnd.jupyter.widget" not in path.read_text(), f"{path.name}: run it with nbconvert, where `knobs` shows nothing"
+
+
 def test_no_long_cells():
     for path in NOTEBOOKS:
         for source in sources(path): assert len(source.splitlines()) <= 45, f"{path.name}: a cell of {len(source.splitlines())} lines"
@@ -105,7 +113,7 @@ def test_every_import_is_a_requirement():
     for path in (ROOT/"slpo").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for name in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"slpo", "peft"}:          # peft: only with peft_config
+            for name in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"slpo", "peft", "ipywidgets"}:    # only with peft_config; in Jupyter
                 assert {"yaml": "pyyaml"}.get(name, name) in required, f"{path.name} imports {name}, which settings.ini does not require"
 
 
