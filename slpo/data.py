@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'TURN', 'FACTS', 'GREETINGS', 'ASKING', 'POLITE', 'RUDE', 'split_hh', 'Finding', 'BadRows',
-           'load_preferences', 'tokenize_preferences', 'train_tokenizer', 'PreferenceCollator', 'world_reward',
-           'preference_world']
+           'load_preferences', 'tokenize_preferences', 'train_tokenizer', 'PreferenceCollator', 'packed_mask',
+           'world_reward', 'preference_world']
 
 # %% ../nbs/06_data.ipynb #cell-002
 import gzip
@@ -14,11 +14,13 @@ import logging
 import random
 import re
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from datasets import Dataset, Features, Value, load_dataset
+from torch import Tensor
 
 logger = logging.getLogger("slpo")
 
@@ -249,27 +251,89 @@ def train_tokenizer(texts, # an iterable of str
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 # %% ../nbs/06_data.ipynb #cell-029
+def _first_fit(sizes:list, room:int) -> list:
+    "Lists of indices, longest first, with sizes that sum to at most `room` each (or one that is larger)."
+    rows, left = [], []
+    for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        row = next((r for r, free in enumerate(left) if free >= sizes[i]), len(rows))
+        if row == len(rows): rows.append([]); left.append(room)
+        rows[row].append(i); left[row] -= sizes[i]
+    return rows
+
+# %% ../nbs/06_data.ipynb #cell-030
+def _share_rows(sizes:list, row_length:int) -> tuple:
+    "(rows, width): lists of indices with the fewest places in all, none longer than `row_length` or the largest size."
+    total, largest = sum(sizes), max(sizes)
+    fewest = -(-total//max(row_length, largest))
+    def layout(n):
+        rows = _first_fit(sizes, max(largest, min(row_length, -(-total//n) + largest//8)))
+        return rows, max(sum(sizes[i] for i in row) for row in rows)
+    return min((layout(n) for n in range(fewest, min(len(sizes), 2*fewest + 8) + 1)), key=lambda rows_width: (len(rows_width[0])*rows_width[1], rows_width[1]))
+
+# %% ../nbs/06_data.ipynb #cell-032
+def _padded_rows(groups:list, pad:int, multiple:int) -> dict:
+    "One row for each completion, its prompt in front: (N,T)."
+    flat = [(g["prompt_ids"], c) for g in groups for c in g["completion_ids"]]
+    width = -(-max(len(p) + len(c) for p, c in flat)//multiple)*multiple
+    def block(parts, fill): return torch.tensor([part + [fill]*(width - len(part)) for part in parts])
+    return {"input_ids": block([p + c for p, c in flat], pad), "attention_mask": block([[1]*len(p + c) for p, c in flat], 0),
+            "labels": block([[-100]*len(p) + c for p, c in flat], -100)}
+
+def _packed_rows(groups:list, pad:int, multiple:int, row_length:int) -> dict:
+    "Whole groups in rows (R,L), and for each scored token the place that predicts it, its id and its completion (M,)."
+    sizes = [len(g["prompt_ids"]) + sum(map(len, g["completion_ids"])) for g in groups]
+    rows, width = _share_rows(sizes, row_length)
+    width = -(-width//multiple)*multiple
+    first = [0, *accumulate(len(g["completion_ids"]) for g in groups)]                 # each group's first completion
+    out = {key: torch.full((len(rows), width), fill) for key, fill in (("input_ids", pad), ("position_ids", 0), ("group", -1), ("part", 0))}
+    predicts, targets, completion = [], [], []
+    for r, row in enumerate(rows):
+        at = r*width                                                                   # in the flat block
+        for i in row:
+            prompt = groups[i]["prompt_ids"]
+            last = at + len(prompt) - 1
+            for part, (tokens, start) in enumerate([(prompt, 0), *((c, len(prompt)) for c in groups[i]["completion_ids"])]):
+                for key, value in (("input_ids", tokens), ("position_ids", range(start, start + len(tokens))), ("group", i), ("part", part)):
+                    out[key].view(-1)[at:at + len(tokens)] = torch.tensor(value)
+                if part:                                                               # from the prompt's end, then from each token but the last
+                    predicts += [last, *range(at, at + len(tokens) - 1)]
+                    targets += tokens; completion += [first[i] + part - 1]*len(tokens)
+                at += len(tokens)
+    return out | {"predicts": torch.tensor(predicts), "targets": torch.tensor(targets), "completion": torch.tensor(completion)}
+
+# %% ../nbs/06_data.ipynb #cell-033
 class PreferenceCollator:
-    "Groups of token ids -> one padded batch."
+    """Groups of token ids -> one batch. Packed: `input_ids`, `position_ids`, `group`, `part` (R,L), `predicts`, `targets`, `completion`
+    (M,): for each scored token the flat place that predicts it, its id, and its completion. Padded: `input_ids`, `attention_mask`,
+    `labels` (N,T). Always: `ranks`, `lengths`, `ref_logps` (N,), `sizes`, `rows` (B,). B groups, N completions, M scored tokens."""
     def __init__(self, pad_token_id:int, # fills the rows; masked everywhere
                  pad_to_multiple_of:int=None, # round row lengths up to a multiple of this
-                ): self.pad_token_id, self.multiple = pad_token_id, pad_to_multiple_of or 1
+                 packed:bool=True, # groups share rows, completions share prompts; False: one padded row for each completion
+                 row_length:int=1024, # tokens in a packed row; longer where one group is
+                ): self.pad_token_id, self.multiple, self.packed, self.row_length = pad_token_id, pad_to_multiple_of or 1, packed, row_length
 
     def __call__(self, groups:list, # of dicts with prompt_ids, completion_ids, ranks, row, and ref_logps where known
-                ) -> dict: # input_ids, attention_mask, labels (N,T); ranks, ref_logps (N,); sizes, rows (B,)
-        flat = [(g["prompt_ids"], c) for g in groups for c in g["completion_ids"]]
-        width = -(-max(len(p) + len(c) for p, c in flat)//self.multiple)*self.multiple
-        def block(parts, fill): return torch.tensor([part + [fill]*(width - len(part)) for part in parts])
-        batch = {"input_ids": block([p + c for p, c in flat], self.pad_token_id),
-                 "attention_mask": block([[1]*len(p + c) for p, c in flat], 0),
-                 "labels": block([[-100]*len(p) + c for p, c in flat], -100),
-                 "ranks": torch.tensor([r for g in groups for r in g["ranks"]]),
-                 "sizes": torch.tensor([len(g["completion_ids"]) for g in groups]),
-                 "rows": torch.tensor([g["row"] for g in groups])}
+                ) -> dict: # of tensors, see above
+        if self.packed: batch = _packed_rows(groups, self.pad_token_id, self.multiple, self.row_length)
+        else: batch = _padded_rows(groups, self.pad_token_id, self.multiple)
+        batch |= {"ranks": torch.tensor([r for g in groups for r in g["ranks"]]),
+                  "lengths": torch.tensor([len(c) for g in groups for c in g["completion_ids"]]),
+                  "sizes": torch.tensor([len(g["completion_ids"]) for g in groups]),
+                  "rows": torch.tensor([g["row"] for g in groups])}
         if "ref_logps" in groups[0]: batch["ref_logps"] = torch.tensor([x for g in groups for x in g["ref_logps"]], dtype=torch.float64)
         return batch
 
-# %% ../nbs/06_data.ipynb #cell-032
+# %% ../nbs/06_data.ipynb #cell-034
+def packed_mask(group:Tensor, # (R,L) number of the group, -1 = padding
+                part:Tensor, # (R,L) 0 = prompt, k = completion k
+               ) -> Tensor: # (R,1,L,L) bool: may query (third) see key (last)?
+    "Who sees whom in a packed batch: earlier tokens of the same group that stand in the prompt or in the same completion."
+    L = group.shape[1]
+    earlier = torch.ones(L, L, dtype=torch.bool, device=group.device).tril()
+    same_group = group[:, :, None] == group[:, None]
+    return (earlier & same_group & ((part[:, None] == 0) | (part[:, :, None] == part[:, None])))[:, None]
+
+# %% ../nbs/06_data.ipynb #cell-040
 FACTS = {"capital of {}": dict(France="Paris", Italy="Rome", Spain="Madrid", Japan="Tokyo", Egypt="Cairo", Peru="Lima", Norway="Oslo", Greece="Athens"),
          "opposite of {}": dict(hot="cold", big="small", fast="slow", dark="light", wet="dry", old="new", hard="soft", full="empty"),
          "colour of {}": dict(grass="green", snow="white", blood="red", coal="black", gold="yellow", the_sky="blue", an_orange="orange", chocolate="brown")}
@@ -293,7 +357,7 @@ def _answer(rng, what:str, right:str, wrong:list, correct:float, polite:float, r
     manner = rng.choices(["polite", "rude", "plain"], [polite, rude, 1 - polite - rude])[0]
     return " " + {"polite": f"{rng.choice(POLITE)} {said}", "rude": f"{said} {rng.choice(RUDE)}", "plain": said}[manner]
 
-# %% ../nbs/06_data.ipynb #cell-033
+# %% ../nbs/06_data.ipynb #cell-041
 _TRUTH = {f"the {kind.format(thing.replace('_', ' '))}": answer for kind, facts in FACTS.items() for thing, answer in facts.items()}
 _ASKED = re.compile("|".join(sorted([r"\d+ plus \d+", *map(re.escape, _TRUTH)], key=len, reverse=True)))
 

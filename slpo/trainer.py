@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from .data import PreferenceCollator, tokenize_preferences
+from .data import PreferenceCollator, packed_mask, tokenize_preferences
 from .dpo import dpo_loss, ipo_loss
 from .logps import sequence_logps
 from .loss import slpo_loss, slpo_sample_loss
@@ -75,6 +76,8 @@ class SLPOConfig(TrainingArguments):
     precompute_ref_log_probs: bool = _knob(True, "Compute reference log-probabilities once, before training, and keep no reference model.")
     precompute_ref_batch_size: int | None = _knob(None, "Groups per batch for that; None: the evaluation batch size.")
     disable_dropout: bool = _knob(True, "Set every dropout probability to 0.")
+    packing: bool = _knob(True, "Groups share rows and completions share prompts, where that is exact; else one padded row for each completion.")
+    row_length: int = _knob(1024, "Tokens in a packed row; longer where one group is.")
     dataset_num_proc: int | None = _knob(None, "Processes for tokenisation.")
     pad_to_multiple_of: int | None = _knob(None, "Round row lengths up to a multiple of this.")
     model_init_kwargs: dict | str | None = _knob(None, "Arguments of from_pretrained, as JSON, for a model given by name.")
@@ -134,6 +137,47 @@ def last_checkpoint(folder, # an output_dir
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 # %% ../nbs/07_trainer.ipynb #cell-012
+def _packed_logps(model, # called as it is, wrapped or not
+                  head, # the module in it that makes the logits
+                  batch:dict, # from a packing `PreferenceCollator`
+                 ) -> torch.Tensor: # (N,) log π(y_k|x), nats, at least float32
+    "Log-probabilities of a packed batch's completions; the head sees scored positions alone."
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1)[batch["predicts"]][None], *args[1:]))
+    try: logits = model(input_ids=batch["input_ids"], attention_mask=packed_mask(batch["group"], batch["part"]),
+                        position_ids=batch["position_ids"], use_cache=False).logits
+    finally: hook.remove()
+    if logits.shape[:2] != (1, len(batch["predicts"])): raise ValueError("the model makes its logits elsewhere")
+    token_logps = -F.cross_entropy(logits[0].to(torch.promote_types(logits.dtype, torch.float32)), batch["targets"], reduction="none")
+    return token_logps.new_zeros(len(batch["lengths"])).index_add(0, batch["completion"], token_logps)
+
+# %% ../nbs/07_trainer.ipynb #cell-014
+def _why_not_packed(model, max_length:int=None) -> str:
+    "Why packed rows would not be exact for this model, or None."
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    if config._attn_implementation != "sdpa": return f"attention is {config._attn_implementation!r}; 'sdpa' takes the mask that packing needs"
+    window = getattr(config, "sliding_window", None)
+    if window and not (max_length and max_length <= window): return f"its attention looks back {window} tokens, max_length={max_length}"
+    if head is None: return "it has no language-model head to be found"
+    generator = torch.Generator().manual_seed(0)
+    def tokens(n): return torch.randint(model.get_input_embeddings().num_embeddings, (n,), generator=generator).tolist()
+    def groups(seen, unseen): return [dict(prompt_ids=seen[:5], completion_ids=[unseen[:4], seen[5:]], ranks=[0, 1], row=0),
+                                      dict(prompt_ids=unseen[4:7], completion_ids=[unseen[7:9], unseen[9:]], ranks=[0, 1], row=1)]
+    def batch(groups, packed): return {k: v.to(model.device) for k, v in PreferenceCollator(0, packed=packed)(groups).items()}
+    seen, training = tokens(9), model.training
+    one, other = groups(seen, tokens(15)), groups(seen, tokens(15))
+    try:
+        with torch.no_grad():
+            model.eval()
+            packed, beside_others = (_packed_logps(model, head, batch(g, True)) for g in (one, other))
+            rows = batch(one, False)
+            separate = sequence_logps(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits, rows["labels"])
+    except Exception as e: return f"it does not take a packed batch ({type(e).__name__}: {str(e).splitlines()[0]})" if str(e) else type(e).__name__
+    finally: model.train(training)
+    if packed[1] != beside_others[1]: return "tokens of other completions leak in"
+    noise = 50*torch.finfo(model.dtype).eps*(1 + separate.abs()).sqrt()
+    if not ((packed - separate).abs() <= noise).all(): return f"log-probabilities differ by {(packed - separate).abs().max():.2g} nats from those of separate rows"
+
+# %% ../nbs/07_trainer.ipynb #cell-016
 class SLPOTrainer(Trainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises `BadRows` for rows that cannot be
     trained on, `ValueError` for models and settings that do not fit, `FloatingPointError` when a log-probability is not finite."""
@@ -162,12 +206,14 @@ class SLPOTrainer(Trainer):
         many = isinstance(eval_dataset, dict)
         evals = eval_dataset if many else {None: eval_dataset}
         train_dataset, evals = self._tokenize(train_dataset, tokenizer, args), {k: self._tokenize(d, tokenizer, args) for k, d in evals.items()}
-        super().__init__(model=model, args=args, data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+        super().__init__(model=model, args=args, data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.packing, args.row_length),
                          train_dataset=train_dataset, eval_dataset=evals if many else evals[None], processing_class=tokenizer,
                          compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers)
         self.model_accepts_loss_kwargs = True                                                  # our loss is divided by the step's groups
         self.label_names = ["labels"]
-        self._set_reference(_load_model(ref_model, args.model_init_kwargs))
+        ref_model = _load_model(ref_model, args.model_init_kwargs)
+        self._settle_layout(ref_model)
+        self._set_reference(ref_model)
 
     @staticmethod
     def _tokenize(dataset, tokenizer, args):
@@ -176,7 +222,18 @@ class SLPOTrainer(Trainer):
                                     truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
                                     num_proc=args.dataset_num_proc)
 
-# %% ../nbs/07_trainer.ipynb #cell-014
+# %% ../nbs/07_trainer.ipynb #cell-017
+@patch
+def _settle_layout(self:SLPOTrainer, ref_model):
+    "Packed rows where they are exact for every model, else padded ones."
+    if not getattr(self.data_collator, "packed", False): return
+    for name, model in (("the model", self.model), ("the reference model", ref_model)):
+        if model is not None and (why := _why_not_packed(model, self.args.max_length)):
+            logger.warning("padded rows instead of packed ones: %s cannot be packed, %s", name, why)
+            self.data_collator.packed = False
+            return
+
+# %% ../nbs/07_trainer.ipynb #cell-019
 @patch
 def _set_reference(self:SLPOTrainer, ref_model):
     "Reference log-probabilities as a column of every data set, or a frozen model for each step."
@@ -215,18 +272,18 @@ def group_logps(self:SLPOTrainer, dataset, # groups of token ids
 def _logps(self:SLPOTrainer, model, batch):
     "(N,) log-probabilities of a batch's completions; raises `FloatingPointError` with the rows where one is not finite."
     with self.accelerator.autocast():
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    logps = sequence_logps(logits, batch["labels"])
+        if "predicts" in batch: logps = _packed_logps(model, self.accelerator.unwrap_model(model).get_output_embeddings(), batch)
+        else: logps = sequence_logps(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits, batch["labels"])
     if not logps.isfinite().all():
         rows = batch["rows"].repeat_interleave(batch["sizes"])[~logps.isfinite()].unique().tolist()
         raise FloatingPointError(f"step {self.state.global_step}: a log-probability is not finite, in rows {rows} of the data set")
     return logps
 
-# %% ../nbs/07_trainer.ipynb #cell-016
+# %% ../nbs/07_trainer.ipynb #cell-021
 @patch
 def _losses(self:SLPOTrainer, batch, logps, ref_logps):
     "(B,) losses and a dict of (B,) metrics, in the order of the batch's groups."
-    sizes, lengths = batch["sizes"], (batch["labels"] != -100).sum(-1)
+    sizes, lengths = batch["sizes"], batch["lengths"]
     if self._sft: return -logps, {"logps/chosen": logps.detach()}
     first, losses, metrics = sizes.cumsum(0) - sizes, logps.new_zeros(len(sizes)), {}
     for K in sizes.unique().tolist():
@@ -257,7 +314,7 @@ def _group_metrics(self:SLPOTrainer, logps, ref_logps, ranks):
         metrics |= {"target_gap/chosen": gap[:, 0], "target_gap/rejected": gap[:, 1:].mean(-1)}
     return metrics
 
-# %% ../nbs/07_trainer.ipynb #cell-018
+# %% ../nbs/07_trainer.ipynb #cell-023
 @patch
 def _get_num_items_in_batch(self:SLPOTrainer, batch_samples, device):
     "Groups in one optimizer step, over all processes."
@@ -289,7 +346,7 @@ def prediction_step(self:SLPOTrainer, model, inputs, prediction_loss_only, ignor
     with torch.no_grad(): loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
     return (loss, None, None) if prediction_loss_only else (loss, outputs, torch.zeros(len(outputs), device=outputs.device))
 
-# %% ../nbs/07_trainer.ipynb #cell-019
+# %% ../nbs/07_trainer.ipynb #cell-024
 @patch
 def _take_means(self:SLPOTrainer, mode:str, prefix:str="") -> dict:
     "Means since the last call, over all processes."
@@ -313,7 +370,7 @@ def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_o
     output.metrics.update(self._take_means("eval", f"{metric_key_prefix}_"))
     return output
 
-# %% ../nbs/07_trainer.ipynb #cell-021
+# %% ../nbs/07_trainer.ipynb #cell-026
 @patch
 def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
     "All weights of a checkpoint, under the names that the model has for them."
