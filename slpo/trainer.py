@@ -173,6 +173,7 @@ def _why_not_packed(model, max_length:int=None) -> str:
             separate = sequence_logps(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits, rows["labels"])
     except Exception as e: return f"it does not take a packed batch ({type(e).__name__}: {str(e).splitlines()[0]})" if str(e) else type(e).__name__
     finally: model.train(training)
+    if not separate.isfinite().all(): return "its log-probabilities are not finite"
     if packed[1] != beside_others[1]: return "tokens of other completions leak in"
     noise = 50*torch.finfo(model.dtype).eps*(1 + separate.abs()).sqrt()
     if not ((packed - separate).abs() <= noise).all(): return f"log-probabilities differ by {(packed - separate).abs().max():.2g} nats from those of separate rows"
