@@ -7,17 +7,21 @@ __all__ = ['logger', 'LOSSES', 'SLPOConfig', 'last_checkpoint', 'SLPOTrainer']
 
 # %% ../nbs/07_trainer.ipynb #cell-002
 import copy
+import hashlib
 import json
 import logging
 import math
+import os
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
@@ -75,6 +79,7 @@ class SLPOConfig(TrainingArguments):
     on_bad_rows: str = _knob("raise", "What to do with rows that cannot be trained on: raise | drop.")
     precompute_ref_log_probs: bool = _knob(True, "Compute reference log-probabilities once, before training, and keep no reference model.")
     precompute_ref_batch_size: int | None = _knob(None, "Groups per batch for that; None: the evaluation batch size.")
+    ref_cache_dir: str | None = _knob(None, "Folder that keeps reference log-probabilities between runs; None: HF_HOME/slpo; '': none are kept.")
     disable_dropout: bool = _knob(True, "Set every dropout probability to 0.")
     packing: bool = _knob(True, "Groups share rows and completions share prompts, where that is exact; else one padded row for each completion.")
     row_length: int = _knob(1024, "Tokens in a packed row; longer where one group is.")
@@ -235,6 +240,34 @@ def _settle_layout(self:SLPOTrainer, ref_model):
             return
 
 # %% ../nbs/07_trainer.ipynb #cell-019
+def _fingerprint(model, dataset, *options) -> str:
+    "Names a model's log-probabilities of a tokenised data set: 32 hexadecimal digits."
+    digest = hashlib.sha256(repr((model.config.to_dict(), model.config._attn_implementation, *options)).encode())
+    for name, x in model.state_dict().items():
+        digest.update(repr((name, getattr(x, "dtype", x), getattr(x, "shape", ""))).encode())
+        if isinstance(x, torch.Tensor): digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for prompt, completions in zip(dataset["prompt_ids"], dataset["completion_ids"]): digest.update(repr((prompt, completions)).encode())
+    return digest.hexdigest()[:32]
+
+@patch
+def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
+    "`group_logps` of the reference, from its file or into it."
+    def compute(): return self.group_logps(dataset, ref_model, "reference log-probs")
+    if self.args.ref_cache_dir == "": return compute()
+    sizes = [len(c) for c in dataset["completion_ids"]]
+    model = ref_model or self.accelerator.unwrap_model(self.model)
+    precision, packed = (self.args.bf16, self.args.fp16), getattr(self.data_collator, "packed", None)
+    path = Path(self.args.ref_cache_dir or Path(HF_HOME)/"slpo")/f"ref-{_fingerprint(model, dataset, precision, packed)}.npy"
+    if path.exists() and len(flat := np.load(path)) == sum(sizes):
+        logger.info("reference log-probabilities from %s", path)
+    else:
+        flat = np.array([x for group in compute() for x in group])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.npy")                                    # a killed run leaves no half file under the name
+        np.save(unfinished, flat); unfinished.replace(path)
+    return [part.tolist() for part in np.split(flat, np.cumsum(sizes)[:-1])]
+
+# %% ../nbs/07_trainer.ipynb #cell-020
 @patch
 def _set_reference(self:SLPOTrainer, ref_model):
     "Reference log-probabilities as a column of every data set, or a frozen model for each step."
@@ -244,7 +277,7 @@ def _set_reference(self:SLPOTrainer, ref_model):
     if self.args.precompute_ref_log_probs:
         def known(d):
             if d is None or "ref_logps" in d.column_names: return d
-            return d.add_column("ref_logps", self.group_logps(d, ref_model, "reference log-probs"))
+            return d.add_column("ref_logps", self._kept_logps(d, ref_model))
         self.train_dataset = known(self.train_dataset)
         self.eval_dataset = {k: known(d) for k, d in self.eval_dataset.items()} if isinstance(self.eval_dataset, dict) else known(self.eval_dataset)
     elif ref_model is not None: self.ref_model = ref_model
@@ -280,7 +313,7 @@ def _logps(self:SLPOTrainer, model, batch):
         raise FloatingPointError(f"step {self.state.global_step}: a log-probability is not finite, in rows {rows} of the data set")
     return logps
 
-# %% ../nbs/07_trainer.ipynb #cell-021
+# %% ../nbs/07_trainer.ipynb #cell-022
 @patch
 def _losses(self:SLPOTrainer, batch, logps, ref_logps):
     "(B,) losses and a dict of (B,) metrics, in the order of the batch's groups."
@@ -315,7 +348,7 @@ def _group_metrics(self:SLPOTrainer, logps, ref_logps, ranks):
         metrics |= {"target_gap/chosen": gap[:, 0], "target_gap/rejected": gap[:, 1:].mean(-1)}
     return metrics
 
-# %% ../nbs/07_trainer.ipynb #cell-023
+# %% ../nbs/07_trainer.ipynb #cell-024
 @patch
 def _get_num_items_in_batch(self:SLPOTrainer, batch_samples, device):
     "Groups in one optimizer step, over all processes."
@@ -347,7 +380,7 @@ def prediction_step(self:SLPOTrainer, model, inputs, prediction_loss_only, ignor
     with torch.no_grad(): loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
     return (loss, None, None) if prediction_loss_only else (loss, outputs, torch.zeros(len(outputs), device=outputs.device))
 
-# %% ../nbs/07_trainer.ipynb #cell-024
+# %% ../nbs/07_trainer.ipynb #cell-025
 @patch
 def _take_means(self:SLPOTrainer, mode:str, prefix:str="") -> dict:
     "Means since the last call, over all processes."
@@ -371,7 +404,7 @@ def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_o
     output.metrics.update(self._take_means("eval", f"{metric_key_prefix}_"))
     return output
 
-# %% ../nbs/07_trainer.ipynb #cell-026
+# %% ../nbs/07_trainer.ipynb #cell-027
 @patch
 def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
     "All weights of a checkpoint, under the names that the model has for them."
