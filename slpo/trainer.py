@@ -233,11 +233,12 @@ class SLPOTrainer(Trainer):
 def _settle_layout(self:SLPOTrainer, ref_model):
     "Packed rows where they are exact for every model, else padded ones."
     if not getattr(self.data_collator, "packed", False): return
-    for name, model in (("the model", self.model), ("the reference model", ref_model)):
-        if model is not None and (why := _why_not_packed(model, self.args.max_length)):
-            logger.warning("padded rows instead of packed ones: %s cannot be packed, %s", name, why)
-            self.data_collator.packed = False
-            return
+    whys = [f"{name} cannot be packed, {why}" for name, model in (("the model", self.model), ("the reference model", ref_model))
+            if model is not None and (why := _why_not_packed(model, self.args.max_length))]
+    if self.args.n_gpu > 1: whys.append("several GPUs in one process split a batch by its rows; start one process for each, with accelerate launch")
+    if whys:
+        logger.warning("padded rows instead of packed ones: %s", whys[0])
+        self.data_collator.packed = False
 
 # %% ../nbs/07_trainer.ipynb #cell-019
 def _fingerprint(model, dataset, *options) -> str:
