@@ -15,7 +15,7 @@ from .logps import _check_logps, log1mexp
 
 # %% ../nbs/04_ybar.ipynb #cell-008
 def _steps(logits:Tensor, labels:Tensor, dtype=torch.float64) -> tuple:
-    "(B,T-1) log-probability of y_t, and of any other token, at each step; both are those of no event where nothing is scored."
+    "Two (B,T-1) tensors: log-probability of y_t, and of any other token, at each step; 0 and -inf, which add nothing, where nothing is scored."
     scored, token = labels != -100, labels.clamp(min=0)[..., None]
     g = logits.to(dtype).log_softmax(-1)
     g_y = g.gather(-1, token).squeeze(-1).masked_fill(~scored, 0.)
