@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['logger', 'TURN', 'FACTS', 'GREETINGS', 'ASKING', 'POLITE', 'RUDE', 'split_hh', 'Finding', 'BadRows',
            'load_preferences', 'tokenize_preferences', 'train_tokenizer', 'PreferenceCollator', 'packed_mask',
-           'world_reward', 'preference_world']
+           'packed_block_mask', 'world_reward', 'preference_world']
 
 # %% ../nbs/06_data.ipynb #cell-002
+import atexit
 import gzip
 import json
 import logging
 import random
 import re
+import shutil
+import tempfile
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
@@ -100,9 +103,9 @@ def _check_ranks(completions, ranks) -> list:
     return []
 
 # %% ../nbs/06_data.ipynb #cell-012
-def _read_jsonl(path:Path) -> list:
+def _read_jsonl(path:Path):
     "Rows of a .jsonl or .jsonl.gz file. Raises `ValueError` with file and 1-based line for anything that is not a JSON object."
-    rows, number = [], 0
+    number = 0
     def stop(why): raise ValueError(f"{path.name}: line {number}: {why}")
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -111,28 +114,31 @@ def _read_jsonl(path:Path) -> list:
             except UnicodeDecodeError as e: stop(f"not UTF-8 (byte {e.start + 1} of the line)")
             except json.JSONDecodeError as e: stop(f"not JSON ({e.msg} at column {e.colno})")
             if not isinstance(row, dict): stop(f"expected a JSON object, got {type(row).__name__}")
-            rows.append(row)
-    return rows
+            yield row
 
 def _find_files(folder:Path, split:str) -> list:
     "Files of a split, in any subfolder, sorted by path."
     return sorted(f for ending in ("jsonl", "jsonl.gz", "parquet") for f in folder.rglob(f"*.{ending}")
                   if re.fullmatch(rf"{re.escape(split)}([-_.].*)?", f.name))
 
-def _read_rows(name_or_path, split:str):
+def _rows_of(file:Path):
+    if not file.name.endswith((".jsonl", ".jsonl.gz", ".parquet")): raise ValueError(f"{file.name}: expected a file that ends in .jsonl, .jsonl.gz or .parquet")
+    return load_dataset("parquet", data_files=str(file), split="train") if file.suffix == ".parquet" else _read_jsonl(file)
+
+def _row_reader(name_or_path, split:str):
+    "A function that returns an iterator over all rows, each time from the first."
     path = Path(name_or_path)
-    if str(name_or_path) == "world": return preference_world(split=split)
+    if str(name_or_path) == "world":
+        rows = preference_world(split=split)
+        return lambda: iter(rows)
     if path.is_dir():
         if not (files := _find_files(path, split)): raise FileNotFoundError(f"{path}: no {split}*.jsonl, .jsonl.gz or .parquet in this folder")
     elif path.is_file(): files = [path]
     elif path.suffix in (".jsonl", ".gz", ".parquet"): raise FileNotFoundError(f"{path}: no such file")
-    else: return load_dataset(str(name_or_path), split=split)
-    rows = []
-    for file in files:
-        if not file.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-            raise ValueError(f"{file.name}: expected a file that ends in .jsonl, .jsonl.gz or .parquet")
-        rows += load_dataset("parquet", data_files=str(file), split="train").to_list() if file.suffix == ".parquet" else _read_jsonl(file)
-    return rows
+    else:
+        dataset = load_dataset(str(name_or_path), split=split)
+        return lambda: iter(dataset)
+    return lambda: (row for file in files for row in _rows_of(file))
 
 # %% ../nbs/06_data.ipynb #cell-014
 def _split_row(row:dict, sft:bool=False) -> tuple:
@@ -149,26 +155,34 @@ def _split_row(row:dict, sft:bool=False) -> tuple:
     if parts["chosen"][0] != parts[columns[-1]][0]: return row, [("rejected", "its prompt differs from that of 'chosen'")]
     return {"prompt": parts["chosen"][0], **{c: text for c, (_, text) in parts.items()}}, []
 
+def _columns(row:dict, sft:bool) -> tuple: return ("prompt", "completions", "ranks") if "completions" in row else ("prompt", "chosen", "rejected")[:3 - sft]
+
 def load_preferences(name_or_path, # "world", a .jsonl, .jsonl.gz or .parquet file, a folder of them, or a hub id
                      split:str="train", # of a folder or a hub data set; a single file is taken whole
                      on_bad_rows:str="raise", # "raise" | "drop"
                      sft:bool=False, # for supervised fine-tuning: no rejected completion is needed, or kept
                     ) -> Dataset: # columns prompt, chosen, rejected (or prompt, completions, ranks)
     """Load preferences and check every row. Raises `BadRows` (a `ValueError`) with row numbers and reasons, `ValueError` with the line
-    number for a broken JSON line, `FileNotFoundError` for a missing file."""
-    raw = _read_rows(name_or_path, split)
-    if not len(raw): raise ValueError(f"{name_or_path}: no rows in split '{split}'")
-    rows, findings = [], []
-    for i, row in enumerate(raw):
+    number for a broken JSON line, `FileNotFoundError` for a missing file. Rows are kept in a temporary file, not in memory."""
+    read, total, findings, layout, lists = _row_reader(name_or_path, split), 0, [], None, False
+    for i, row in enumerate(read()):                                                   # once to check,
         row, found = _split_row(row, sft)
-        rows.append(row)
-        findings += [Finding(i, *f) for f in found or _check_row(row, sft)]
-    bad = _settle(findings, len(rows), on_bad_rows)
-    good = [row for i, row in enumerate(rows) if i not in bad]
-    if any(isinstance(row.get("rejected"), list) for row in good):                     # one type for the whole column
-        for row in good:
-            if isinstance(row.get("rejected"), str): row["rejected"] = [row["rejected"]]
-    return Dataset.from_list(good)
+        found, total = found or _check_row(row, sft), i + 1
+        if not found and layout is None: layout, first = _columns(row, sft), i
+        if not found and _columns(row, sft) != layout: found = [(_columns(row, sft)[1], f"another layout than row {first}, which has {', '.join(layout)}")]
+        lists |= not found and isinstance(row.get("rejected"), list)
+        findings += [Finding(i, *f) for f in found]
+    if not total: raise ValueError(f"{name_or_path}: no rows in split '{split}'")
+    bad = _settle(findings, total, on_bad_rows)
+    def good():                                                                        # once to write
+        for i, row in enumerate(read()):
+            if i in bad: continue
+            row = _split_row(row, sft)[0]
+            if lists and isinstance(row["rejected"], str): row["rejected"] = [row["rejected"]]         # one type for the whole column
+            yield {c: row[c] for c in layout}
+    folder = tempfile.mkdtemp(prefix="slpo-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Dataset.from_generator(good, cache_dir=folder)
 
 # %% ../nbs/06_data.ipynb #cell-020
 def _cut(prompt:list, completions:list, max_length:int=None, max_prompt_length:int=None, truncation_mode:str="keep_end") -> tuple:
@@ -198,8 +212,8 @@ def _tokenize_row(row:dict, index:int, tokenizer, sft:bool, **cut) -> dict:
     return {**out, "prompt_ids": prompt_ids, "completion_ids": kept, "ranks": ranks, "cut": sum(a != b for a, b in zip(kept, whole))}
 
 # %% ../nbs/06_data.ipynb #cell-021
-_FEATURES = Features({"prompt_ids": [Value("int64")], "completion_ids": [[Value("int64")]], "ranks": [Value("int64")],
-                      "row": Value("int64"), "cut": Value("int64"), "problems": [[Value("string")]]})
+_FEATURES = Features({"prompt_ids": [Value("int32")], "completion_ids": [[Value("int32")]], "ranks": [Value("int32")],
+                      "row": Value("int64"), "cut": Value("int32"), "problems": [[Value("string")]]})
 
 def _from_tokens(row:dict, index:int, sft:bool) -> dict:
     "The group of an already tokenised pair."
@@ -332,6 +346,13 @@ def packed_mask(group:Tensor, # (R,L) number of the group, -1 = padding
     earlier = torch.ones(L, L, dtype=torch.bool, device=group.device).tril()
     same_group = group[:, :, None] == group[:, None]
     return (earlier & same_group & ((part[:, None] == 0) | (part[:, :, None] == part[:, None])))[:, None]
+
+def packed_block_mask(group:Tensor, part:Tensor): # (R,L) each, as above -> a BlockMask
+    "The same for `flex_attention`, which leaves out blocks that nobody sees. Source: PyTorch's FlexAttention."
+    from torch.nn.attention.flex_attention import create_block_mask
+    def sees(row, head, query, key):
+        return (key <= query) & (group[row, query] == group[row, key]) & ((part[row, key] == 0) | (part[row, query] == part[row, key]))
+    return create_block_mask(sees, len(group), None, group.shape[1], group.shape[1], device=group.device)
 
 # %% ../nbs/06_data.ipynb #cell-040
 FACTS = {"capital of {}": dict(France="Paris", Italy="Rome", Spain="Madrid", Japan="Tokyo", Egypt="Cairo", Peru="Lima", Norway="Oslo", Greece="Athens"),

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from .data import PreferenceCollator, packed_mask, tokenize_preferences
+from .data import PreferenceCollator, packed_block_mask, packed_mask, tokenize_preferences
 from .dpo import dpo_loss, ipo_loss
-from .logps import sequence_logps
+from .logps import sequence_logps, token_logps
 from .loss import slpo_loss, slpo_sample_loss
 from .mass import _log_targets
 
@@ -42,7 +42,7 @@ def _check_settings(args):
     for name, allowed in (("loss_type", LOSSES), ("form", ("halves", "joint")), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
                           ("truncation_mode", ("keep_end", "keep_start"))):
         if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
-    for name, low, high in (("alpha", 0, 1), ("label_smoothing", 0, .5), ("anchor", 0, math.inf)):
+    for name, low, high in (("alpha", 0, 1), ("label_smoothing", 0, .5), ("anchor", 0, math.inf), ("head_budget_mb", 0, math.inf)):
         if not low <= getattr(args, name) <= high: raise ValueError(f"{name}={getattr(args, name)}: expected a number from {low} to {high}")
     if not args.beta > 0: raise ValueError(f"beta={args.beta}: expected a positive number")
     if args.remove_unused_columns: raise ValueError("remove_unused_columns=True would take away what the collator needs")
@@ -83,6 +83,7 @@ class SLPOConfig(TrainingArguments):
     disable_dropout: bool = _knob(True, "Set every dropout probability to 0.")
     packing: bool = _knob(True, "Groups share rows and completions share prompts, where that is exact; else one padded row for each completion.")
     row_length: int = _knob(1024, "Tokens in a packed row; longer where one group is.")
+    head_budget_mb: float = _knob(64., "Largest block of logits at once, MB; where the scored tokens of a batch need more, the head works in chunks.")
     dataset_num_proc: int | None = _knob(None, "Processes for tokenisation.")
     pad_to_multiple_of: int | None = _knob(None, "Round row lengths up to a multiple of this.")
     model_init_kwargs: dict | str | None = _knob(None, "Arguments of from_pretrained, as JSON, for a model given by name.")
@@ -132,6 +133,10 @@ def _disable_dropout(model):
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float): module.attention_dropout = 0.
 
+def _multiple(model, args) -> int:
+    "Row lengths are multiples of this; flex_attention works in blocks of 128."
+    return args.pad_to_multiple_of or (128 if model.config.get_text_config()._attn_implementation == "flex_attention" else 1)
+
 def last_checkpoint(folder, # an output_dir
                    ) -> str: # path of its newest complete checkpoint, or None
     "The newest checkpoint that was written to the end; the trainer's state is the last file of each."
@@ -142,46 +147,78 @@ def last_checkpoint(folder, # an output_dir
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 # %% ../nbs/07_trainer.ipynb #cell-012
+def _after_head(config) -> dict:
+    "What a model does to its logits after the head, as `token_logps` takes it."
+    return {"scale": (getattr(config, "logit_scale", None) or 1.)/(getattr(config, "logits_scaling", None) or 1.), "softcap": getattr(config, "final_logit_softcapping", None)}
+
 def _packed_logps(model, # called as it is, wrapped or not
-                  head, # the module in it that makes the logits
                   batch:dict, # from a packing `PreferenceCollator`
+                  budget_mb:float=math.inf, # largest block of logits at once; above it, chunks
+                  inner=None, # the model inside its wrappers
                  ) -> torch.Tensor: # (N,) log π(y_k|x), nats, at least float32
     "Log-probabilities of a packed batch's completions; the head sees scored positions alone."
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1)[batch["predicts"]][None], *args[1:]))
-    try: logits = model(input_ids=batch["input_ids"], attention_mask=packed_mask(batch["group"], batch["part"]),
-                        position_ids=batch["position_ids"], use_cache=False).logits
+    inner = inner or model
+    config, head, scored = inner.config.get_text_config(), inner.get_output_embeddings(), None
+    chunks = budget_mb < math.inf and len(batch["predicts"])*len(head.weight)*4/2**20 > budget_mb
+    def keep_scored(module, args):
+        nonlocal scored
+        scored = args[0].flatten(0, 1)[batch["predicts"]]
+        return (scored[:0] if chunks else scored)[None], *args[1:]
+    mask = (packed_block_mask if config._attn_implementation == "flex_attention" else packed_mask)(batch["group"], batch["part"])
+    hook = head.register_forward_pre_hook(keep_scored)
+    try: logits = model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"], use_cache=False).logits
     finally: hook.remove()
-    if logits.shape[:2] != (1, len(batch["predicts"])): raise ValueError("the model makes its logits elsewhere")
-    token_logps = -F.cross_entropy(logits[0].to(torch.promote_types(logits.dtype, torch.float32)), batch["targets"], reduction="none")
-    return token_logps.new_zeros(len(batch["lengths"])).index_add(0, batch["completion"], token_logps)
+    if scored is None or logits.shape[:2] != (1, 0 if chunks else len(scored)): raise ValueError("the model makes its logits elsewhere")
+    if chunks: logps = token_logps(scored, head.weight, batch["targets"], head.bias, budget_mb=budget_mb, **_after_head(config))
+    else: logps = -F.cross_entropy(logits[0].to(torch.promote_types(logits.dtype, torch.float32)), batch["targets"], reduction="none")
+    return logps.new_zeros(len(batch["lengths"])).index_add(0, batch["completion"], logps)
 
 # %% ../nbs/07_trainer.ipynb #cell-014
+def _few_groups(model, *seeds) -> list:
+    "Two groups of a few tokens of the model's vocabulary for each seed; they differ in all but the second completion of the first, and its prompt."
+    def tokens(n, seed): return torch.randint(model.get_input_embeddings().num_embeddings, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+    seen = tokens(9, 0)
+    def groups(unseen): return [dict(prompt_ids=seen[:5], completion_ids=[unseen[:4], seen[5:]], ranks=[0, 1], row=0),
+                                dict(prompt_ids=unseen[4:7], completion_ids=[unseen[7:9], unseen[9:]], ranks=[0, 1], row=1)]
+    return [groups(tokens(15, seed)) for seed in seeds]
+
+def _on(model, groups, packed=True) -> dict: return {k: v.to(model.device) for k, v in PreferenceCollator(0, packed=packed)(groups).items()}
+
+@contextmanager
+def _trying(model):
+    training = model.training
+    try:
+        with torch.no_grad(): yield model.eval()
+    finally: model.train(training)
+
+def _noise(model, logps): return 50*torch.finfo(model.dtype).eps*(1 + logps.abs()).sqrt()
+
 def _why_not_packed(model, max_length:int=None) -> str:
     "Why packed rows would not be exact for this model, or None."
-    config, head = model.config.get_text_config(), model.get_output_embeddings()
-    if config._attn_implementation != "sdpa": return f"attention is {config._attn_implementation!r}; 'sdpa' takes the mask that packing needs"
+    config = model.config.get_text_config()
+    if config._attn_implementation not in ("sdpa", "flex_attention"):
+        return f"attention is {config._attn_implementation!r}; 'sdpa' and 'flex_attention' take the mask that packing needs"
     window = getattr(config, "sliding_window", None)
     if window and not (max_length and max_length <= window): return f"its attention looks back {window} tokens, max_length={max_length}"
-    if head is None: return "it has no language-model head to be found"
-    generator = torch.Generator().manual_seed(0)
-    def tokens(n): return torch.randint(model.get_input_embeddings().num_embeddings, (n,), generator=generator).tolist()
-    def groups(seen, unseen): return [dict(prompt_ids=seen[:5], completion_ids=[unseen[:4], seen[5:]], ranks=[0, 1], row=0),
-                                      dict(prompt_ids=unseen[4:7], completion_ids=[unseen[7:9], unseen[9:]], ranks=[0, 1], row=1)]
-    def batch(groups, packed): return {k: v.to(model.device) for k, v in PreferenceCollator(0, packed=packed)(groups).items()}
-    seen, training = tokens(9), model.training
-    one, other = groups(seen, tokens(15)), groups(seen, tokens(15))
+    if model.get_output_embeddings() is None: return "it has no language-model head to be found"
+    one, other = _few_groups(model, 1, 2)
     try:
-        with torch.no_grad():
-            model.eval()
-            packed, beside_others = (_packed_logps(model, head, batch(g, True)) for g in (one, other))
-            rows = batch(one, False)
+        with _trying(model):
+            packed, beside_others = (_packed_logps(model, _on(model, g)) for g in (one, other))
+            rows = _on(model, one, packed=False)
             separate = sequence_logps(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits, rows["labels"])
     except Exception as e: return f"it does not take a packed batch ({type(e).__name__}: {str(e).splitlines()[0]})" if str(e) else type(e).__name__
-    finally: model.train(training)
     if not separate.isfinite().all(): return "its log-probabilities are not finite"
     if packed[1] != beside_others[1]: return "tokens of other completions leak in"
-    noise = 50*torch.finfo(model.dtype).eps*(1 + separate.abs()).sqrt()
-    if not ((packed - separate).abs() <= noise).all(): return f"log-probabilities differ by {(packed - separate).abs().max():.2g} nats from those of separate rows"
+    if not ((packed - separate).abs() <= _noise(model, separate)).all():
+        return f"log-probabilities differ by {(packed - separate).abs().max():.2g} nats from those of separate rows"
+
+def _why_not_in_chunks(model) -> str:
+    "Why `token_logps` would not give what this model's head gives, or None; for a model that can be packed."
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear: return f"its head is a {type(head).__name__}"
+    with _trying(model): whole, chunks = (_packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0))
+    if not ((whole - chunks).abs() <= _noise(model, whole)).all(): return "something unknown follows its head"
 
 # %% ../nbs/07_trainer.ipynb #cell-016
 class SLPOTrainer(Trainer):
@@ -212,7 +249,7 @@ class SLPOTrainer(Trainer):
         many = isinstance(eval_dataset, dict)
         evals = eval_dataset if many else {None: eval_dataset}
         train_dataset, evals = self._tokenize(train_dataset, tokenizer, args), {k: self._tokenize(d, tokenizer, args) for k, d in evals.items()}
-        super().__init__(model=model, args=args, data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.packing, args.row_length),
+        super().__init__(model=model, args=args, data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, _multiple(model, args), args.packing, args.row_length),
                          train_dataset=train_dataset, eval_dataset=evals if many else evals[None], processing_class=tokenizer,
                          compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers)
         self.model_accepts_loss_kwargs = True                                                  # our loss is divided by the step's groups
@@ -231,7 +268,8 @@ class SLPOTrainer(Trainer):
 # %% ../nbs/07_trainer.ipynb #cell-017
 @patch
 def _settle_layout(self:SLPOTrainer, ref_model):
-    "Packed rows where they are exact for every model, else padded ones."
+    "Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own gives."
+    self._head_budget = math.inf
     if not getattr(self.data_collator, "packed", False): return
     whys = [f"{name} cannot be packed, {why}" for name, model in (("the model", self.model), ("the reference model", ref_model))
             if model is not None and (why := _why_not_packed(model, self.args.max_length))]
@@ -239,15 +277,24 @@ def _settle_layout(self:SLPOTrainer, ref_model):
     if whys:
         logger.warning("padded rows instead of packed ones: %s", whys[0])
         self.data_collator.packed = False
+        return
+    if self.is_fsdp_enabled or self.is_deepspeed_enabled: why = "its weights are shared out"
+    else: why = next(filter(None, (_why_not_in_chunks(model) for model in (self.model, ref_model) if model is not None)), None)
+    if why: logger.warning("the head is not computed in chunks: %s", why)
+    else: self._head_budget = self.args.head_budget_mb
 
 # %% ../nbs/07_trainer.ipynb #cell-019
+def _token_ids(dataset):
+    "(prompt_ids, completion_ids) of each row, without holding all of them."
+    for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000): yield from zip(rows["prompt_ids"], rows["completion_ids"])
+
 def _fingerprint(model, dataset, *options) -> str:
     "Names a model's log-probabilities of a tokenised data set: 32 hexadecimal digits."
     digest = hashlib.sha256(repr((model.config.to_dict(), model.config._attn_implementation, *options)).encode())
     for name, x in model.state_dict().items():
         digest.update(repr((name, getattr(x, "dtype", x), getattr(x, "shape", ""))).encode())
         if isinstance(x, torch.Tensor): digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    for prompt, completions in zip(dataset["prompt_ids"], dataset["completion_ids"]): digest.update(repr((prompt, completions)).encode())
+    for group in _token_ids(dataset): digest.update(repr(group).encode())
     return digest.hexdigest()[:32]
 
 @patch
@@ -255,7 +302,7 @@ def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
     "`group_logps` of the reference, from its file or into it."
     def compute(): return self.group_logps(dataset, ref_model, "reference log-probs")
     if self.args.ref_cache_dir == "": return compute()
-    sizes = [len(c) for c in dataset["completion_ids"]]
+    sizes = [len(c) for _, c in _token_ids(dataset)]
     model = ref_model or self.accelerator.unwrap_model(self.model)
     precision, packed = (self.args.bf16, self.args.fp16), getattr(self.data_collator, "packed", None)
     path = Path(self.args.ref_cache_dir or Path(HF_HOME)/"slpo")/f"ref-{_fingerprint(model, dataset, precision, packed)}.npy"
@@ -291,7 +338,7 @@ def group_logps(self:SLPOTrainer, dataset, # groups of token ids
                ) -> list: # of lists: log π(y_k|x) of each row's completions, nats
     "Log-probabilities of every completion of a tokenised data set, without gradients, longest rows first."
     model, out = model or self.model, [None]*len(dataset)
-    lengths = [len(p) + max(map(len, c)) for p, c in zip(dataset["prompt_ids"], dataset["completion_ids"])]
+    lengths = [len(p) + max(map(len, c)) for p, c in _token_ids(dataset)]
     order = sorted(range(len(dataset)), key=lengths.__getitem__, reverse=True)
     size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
     training = model.training; model.eval()
@@ -307,7 +354,7 @@ def group_logps(self:SLPOTrainer, dataset, # groups of token ids
 def _logps(self:SLPOTrainer, model, batch):
     "(N,) log-probabilities of a batch's completions; raises `FloatingPointError` with the rows where one is not finite."
     with self.accelerator.autocast():
-        if "predicts" in batch: logps = _packed_logps(model, self.accelerator.unwrap_model(model).get_output_embeddings(), batch)
+        if "predicts" in batch: logps = _packed_logps(model, batch, self._head_budget, self.accelerator.unwrap_model(model))
         else: logps = sequence_logps(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits, batch["labels"])
     if not logps.isfinite().all():
         rows = batch["rows"].repeat_interleave(batch["sizes"])[~logps.isfinite()].unique().tolist()

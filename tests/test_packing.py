@@ -1,5 +1,6 @@
 """Packed, prefix-shared rows must give what separate rows give: log-probabilities and gradients, for every architecture that takes them."""
 import copy
+import math
 import random
 
 import pytest
@@ -8,7 +9,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from slpo.data import PreferenceCollator, _cut
-from slpo.trainer import _packed_logps, _why_not_packed
+from slpo.trainer import _packed_logps, _why_not_in_chunks, _why_not_packed
 
 COMMON = dict(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
 GROUPED = dict(num_key_value_heads=2)
@@ -51,7 +52,7 @@ def one_by_one(model, groups):
     return torch.stack([logp(g["prompt_ids"], c) for g in groups for c in g["completion_ids"]])
 
 
-def compare(model, groups, row_length):
+def compare(model, groups, row_length, budget_mb=math.inf):
     "Largest difference of log-probabilities, and of gradients relative to the parameter's largest."
     parameters = [p for p in model.parameters() if p.requires_grad]
     def both(logps):
@@ -59,7 +60,7 @@ def compare(model, groups, row_length):
         return logps.detach(), torch.autograd.grad((weights*logps).sum(), parameters, allow_unused=True)
     want, want_grads = both(one_by_one(model, groups))
     batch = PreferenceCollator(0, row_length=row_length)(groups)
-    got, grads = both(_packed_logps(model, model.get_output_embeddings(), batch))
+    got, grads = both(_packed_logps(model, batch, budget_mb))
     largest = max(g.abs().max() for g in want_grads if g is not None)
     return (got - want).abs().max().item(), max(((a - b).abs().max()/largest).item() for a, b in zip(grads, want_grads) if b is not None)
 
@@ -72,6 +73,8 @@ def test_packed_rows_are_separate_rows(name, K, double_throughout):
     for row_length in (1, 60, 1024):                             # a row for each group, a few groups in each, all in one
         difference, of_gradients = compare(model, groups(6, K), row_length)
         assert difference < 1e-10 and of_gradients < 1e-10, (row_length, difference, of_gradients)
+    assert _why_not_in_chunks(model) is None
+    assert max(compare(model, groups(6, K), 60, budget_mb=.002)) < 1e-10               # the head, five rows of logits at a time
 
 
 def test_with_truncation(double_throughout):
@@ -85,7 +88,7 @@ def test_with_truncation(double_throughout):
 def test_with_gradient_checkpointing(name, double_throughout):
     model, batch = tiny(name, PACKED[name]), PreferenceCollator(0, row_length=40)(groups(5, 2))
     def grads(model):
-        return torch.autograd.grad(_packed_logps(model.train(), model.get_output_embeddings(), batch).sum(), list(model.parameters()))
+        return torch.autograd.grad(_packed_logps(model.train(), batch).sum(), list(model.parameters()))
     plain = grads(model)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for a, b in zip(grads(model), plain): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -95,6 +98,7 @@ def test_with_adapters(double_throughout):
     from peft import LoraConfig, get_peft_model
     model = get_peft_model(tiny("Llama", GROUPED), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).double().eval()
     assert _why_not_packed(model, 1024) is None and max(compare(model, groups(5, 2), 40)) < 1e-10
+    assert _why_not_in_chunks(model) is None and max(compare(model, groups(5, 2), 40, budget_mb=.002)) < 1e-10
 
 
 @pytest.mark.parametrize("name", ["GPTNeoX", "Llama", "GPT2"])
@@ -105,7 +109,7 @@ def test_bfloat16_stays_within_its_own_noise(name):
     many = groups(40, 2)
     with torch.no_grad():
         exact, separate = one_by_one(wide, many), one_by_one(narrow, many)
-        packed = _packed_logps(narrow, narrow.get_output_embeddings(), PreferenceCollator(0, row_length=200)(many))
+        packed = _packed_logps(narrow, PreferenceCollator(0, row_length=200)(many))
     assert (packed - exact).square().mean() < 2*(separate - exact).square().mean()
 
 
@@ -128,3 +132,23 @@ def test_short_windows_other_attention_and_leaks_are_seen(monkeypatch):
             forward = model.forward
             m.setattr(model, "forward", lambda **k: forward(**{key: v for key, v in k.items() if key != "position_ids"}))
             assert dtype == torch.bfloat16 or "differ" in _why_not_packed(model, 1024)
+
+
+def test_a_head_that_is_not_plain_keeps_its_work(monkeypatch):
+    from peft import LoraConfig, get_peft_model
+    model = get_peft_model(tiny("Llama", GROUPED), LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)).double().eval()
+    assert _why_not_packed(model, 1024) is None and "head is a" in _why_not_in_chunks(model)
+    model = tiny("Granite", PACKED["Granite"])
+    monkeypatch.setattr("slpo.trainer._after_head", lambda config: {})
+    assert "unknown" in _why_not_in_chunks(model)
+
+
+@pytest.mark.parametrize("name", ["GPTNeoX", "Llama"])
+def test_flex_attention_sees_what_sdpa_sees(name):
+    "Forward only: PyTorch has no backward pass of flex_attention on a CPU."
+    settings = {**PACKED[name], "hidden_size": 64}
+    flex, sdpa = (tiny(name, settings, torch.float32, attn_implementation=a) for a in ("flex_attention", "sdpa"))
+    assert _why_not_packed(flex, 1024) is None
+    with torch.no_grad():
+        batch = PreferenceCollator(0, pad_to_multiple_of=128, row_length=60)(groups(6, 2))
+        torch.testing.assert_close(_packed_logps(flex, batch), one_by_one(sdpa, groups(6, 2)))
