@@ -133,9 +133,9 @@ def _disable_dropout(model):
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float): module.attention_dropout = 0.
 
-def _multiple(model, args) -> int:
+def _multiple(model, wanted:int=None) -> int:
     "Row lengths are multiples of this; flex_attention works in blocks of 128."
-    return args.pad_to_multiple_of or (128 if model.config.get_text_config()._attn_implementation == "flex_attention" else 1)
+    return wanted or (128 if model.config.get_text_config()._attn_implementation == "flex_attention" else 1)
 
 def last_checkpoint(folder, # an output_dir
                    ) -> str: # path of its newest complete checkpoint, or None
@@ -182,7 +182,7 @@ def _few_groups(model, *seeds) -> list:
                                 dict(prompt_ids=unseen[4:7], completion_ids=[unseen[7:9], unseen[9:]], ranks=[0, 1], row=1)]
     return [groups(tokens(15, seed)) for seed in seeds]
 
-def _on(model, groups, packed=True) -> dict: return {k: v.to(model.device) for k, v in PreferenceCollator(0, packed=packed)(groups).items()}
+def _on(model, groups, packed=True) -> dict: return {k: v.to(model.device) for k, v in PreferenceCollator(0, _multiple(model), packed)(groups).items()}
 
 @contextmanager
 def _trying(model):
@@ -249,7 +249,7 @@ class SLPOTrainer(Trainer):
         many = isinstance(eval_dataset, dict)
         evals = eval_dataset if many else {None: eval_dataset}
         train_dataset, evals = self._tokenize(train_dataset, tokenizer, args), {k: self._tokenize(d, tokenizer, args) for k, d in evals.items()}
-        super().__init__(model=model, args=args, data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, _multiple(model, args), args.packing, args.row_length),
+        super().__init__(model=model, args=args, data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, _multiple(model, args.pad_to_multiple_of), args.packing, args.row_length),
                          train_dataset=train_dataset, eval_dataset=evals if many else evals[None], processing_class=tokenizer,
                          compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers)
         self.model_accepts_loss_kwargs = True                                                  # our loss is divided by the step's groups
