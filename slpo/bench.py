@@ -25,7 +25,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from .data import PreferenceCollator, load_preferences, tokenize_preferences, train_tokenizer
@@ -205,6 +205,7 @@ def work():
         optimizer.step(); optimizer.zero_grad(set_to_none=True)
         tell(dict(seconds=middle - start, optimizer=_clock() - middle, loss=loss, slots=slots, scored=scored, peak_mb=_memory_mb("VmHWM")))
 
+# %% ../nbs/10_bench.ipynb #cell-019
 class _Worker:
     "A method in a process of its own."
     def __init__(self, method:str, settings:dict, path:str=""):
@@ -228,7 +229,7 @@ class _Worker:
 
     def close(self): self.process.stdin.close(); self.process.wait()
 
-# %% ../nbs/10_bench.ipynb #cell-020
+# %% ../nbs/10_bench.ipynb #cell-021
 def _write_data(folder, name:str, rows, max_length:int=512) -> dict:
     "Tokenizer and rows of at most `max_length` tokens, as files; returns what they look like."
     tokenizer = train_tokenizer((r["prompt"] + r[c] for r in rows for c in ("chosen", "rejected")), vocab_size=MODELS[name]["vocab_size"])
@@ -270,7 +271,7 @@ def compare(name:str, # of a model in `MODELS`
                 if worst > 1e-3: raise RuntimeError(f"{m} computes another loss than slpo: {out[m]['loss']}, {out['ours']['loss']}")
         return dict(data=data, settings={k: v for k, v in settings.items() if k != "folder"}, methods=out)
 
-# %% ../nbs/10_bench.ipynb #cell-022
+# %% ../nbs/10_bench.ipynb #cell-023
 def _grow(settings:dict) -> dict:
     "Seconds per pair of each stage, and peak memory, for one data set."
     tokenizer, model = AutoTokenizer.from_pretrained(settings["folder"]), _new_model("tiny")
@@ -298,7 +299,7 @@ def growth(rows, sizes=(1000, 50000), threads:int=2) -> list: # one dict for eac
             out.append(worker.receive()); worker.close()
         return out
 
-# %% ../nbs/10_bench.ipynb #cell-024
+# %% ../nbs/10_bench.ipynb #cell-025
 TRL = "1.16.0"
 
 def install_trl(folder=None # where; default: HF_HOME/slpo/trl-VERSION
@@ -317,6 +318,7 @@ def ratios(methods:dict, of:str, to:str="ours", key:str="seconds", whole:bool=Tr
     each = [a/b for a, b in zip(times(of), times(to))]
     return median(each), min(each), max(each)
 
+# %% ../nbs/10_bench.ipynb #cell-026
 def bench_table(result:dict, # of `compare`
                ) -> str: # Markdown
     "What was measured, a line for each method."
@@ -344,11 +346,13 @@ def bench_figure(results:dict): # name of a model -> what `compare` returned
     axes[0].axvline(1, color="k", lw=.6); axes[1].set(xlabel="peak memory of the process, GB"); axes[0].legend(loc="lower right", title="heavy in")
     return fig
 
+# %% ../nbs/10_bench.ipynb #cell-027
 def _machine() -> dict:
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
     return {"cpu": cpu, "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "python": platform.python_version(),
             **{p: version(p) for p in ("torch", "transformers")}, "trl": TRL}
 
+# %% ../nbs/10_bench.ipynb #cell-028
 def bench_main(argv:list=None # flags; default: those of the command line
               ) -> int: # exit status: 0, or 2 where something is wrong with the input
     "The command `slpo_bench`."

@@ -193,6 +193,7 @@ def _trying(model):
 
 def _noise(model, logps): return 50*torch.finfo(model.dtype).eps*(1 + logps.abs()).sqrt()
 
+# %% ../nbs/07_trainer.ipynb #cell-015
 def _why_not_packed(model, max_length:int=None) -> str:
     "Why packed rows would not be exact for this model, or None."
     config = model.config.get_text_config()
@@ -220,7 +221,7 @@ def _why_not_in_chunks(model) -> str:
     with _trying(model): whole, chunks = (_packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0))
     if not ((whole - chunks).abs() <= _noise(model, whole)).all(): return "something unknown follows its head"
 
-# %% ../nbs/07_trainer.ipynb #cell-016
+# %% ../nbs/07_trainer.ipynb #cell-017
 class SLPOTrainer(Trainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises `BadRows` for rows that cannot be
     trained on, `ValueError` for models and settings that do not fit, `FloatingPointError` when a log-probability is not finite."""
@@ -265,7 +266,7 @@ class SLPOTrainer(Trainer):
                                     truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
                                     num_proc=args.dataset_num_proc)
 
-# %% ../nbs/07_trainer.ipynb #cell-017
+# %% ../nbs/07_trainer.ipynb #cell-018
 @patch
 def _settle_layout(self:SLPOTrainer, ref_model):
     "Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own gives."
@@ -283,7 +284,7 @@ def _settle_layout(self:SLPOTrainer, ref_model):
     if why: logger.warning("the head is not computed in chunks: %s", why)
     else: self._head_budget = self.args.head_budget_mb
 
-# %% ../nbs/07_trainer.ipynb #cell-019
+# %% ../nbs/07_trainer.ipynb #cell-020
 def _token_ids(dataset):
     "(prompt_ids, completion_ids) of each row, without holding all of them."
     for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000): yield from zip(rows["prompt_ids"], rows["completion_ids"])
@@ -315,7 +316,7 @@ def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
         np.save(unfinished, flat); unfinished.replace(path)
     return [part.tolist() for part in np.split(flat, np.cumsum(sizes)[:-1])]
 
-# %% ../nbs/07_trainer.ipynb #cell-020
+# %% ../nbs/07_trainer.ipynb #cell-021
 @patch
 def _set_reference(self:SLPOTrainer, ref_model):
     "Reference log-probabilities as a column of every data set, or a frozen model for each step."
@@ -361,7 +362,7 @@ def _logps(self:SLPOTrainer, model, batch):
         raise FloatingPointError(f"step {self.state.global_step}: a log-probability is not finite, in rows {rows} of the data set")
     return logps
 
-# %% ../nbs/07_trainer.ipynb #cell-022
+# %% ../nbs/07_trainer.ipynb #cell-023
 @patch
 def _losses(self:SLPOTrainer, batch, logps, ref_logps):
     "(B,) losses and a dict of (B,) metrics, in the order of the batch's groups."
@@ -396,7 +397,7 @@ def _group_metrics(self:SLPOTrainer, logps, ref_logps, ranks):
         metrics |= {"target_gap/chosen": gap[:, 0], "target_gap/rejected": gap[:, 1:].mean(-1)}
     return metrics
 
-# %% ../nbs/07_trainer.ipynb #cell-024
+# %% ../nbs/07_trainer.ipynb #cell-025
 @patch
 def _get_num_items_in_batch(self:SLPOTrainer, batch_samples, device):
     "Groups in one optimizer step, over all processes."
@@ -428,7 +429,7 @@ def prediction_step(self:SLPOTrainer, model, inputs, prediction_loss_only, ignor
     with torch.no_grad(): loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
     return (loss, None, None) if prediction_loss_only else (loss, outputs, torch.zeros(len(outputs), device=outputs.device))
 
-# %% ../nbs/07_trainer.ipynb #cell-025
+# %% ../nbs/07_trainer.ipynb #cell-026
 @patch
 def _take_means(self:SLPOTrainer, mode:str, prefix:str="") -> dict:
     "Means since the last call, over all processes."
@@ -452,7 +453,7 @@ def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_o
     output.metrics.update(self._take_means("eval", f"{metric_key_prefix}_"))
     return output
 
-# %% ../nbs/07_trainer.ipynb #cell-027
+# %% ../nbs/07_trainer.ipynb #cell-028
 @patch
 def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
     "All weights of a checkpoint, under the names that the model has for them."
