@@ -273,7 +273,7 @@ def compare(name:str, # of a model in `MODELS`
 
 # %% ../nbs/10_bench.ipynb #cell-023
 def _grow(settings:dict) -> dict:
-    "Seconds per pair of each stage, and peak memory, for one data set."
+    "Seconds of each stage, and peak memory, for one data set."
     tokenizer, model = AutoTokenizer.from_pretrained(settings["folder"]), _new_model("tiny")
     args = SLPOConfig(output_dir=settings["folder"] + f"/{settings['pairs']}", loss_type="dpo", ref_cache_dir=settings["folder"], per_device_train_batch_size=8, per_device_eval_batch_size=32,
                       max_steps=100, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, max_length=None)
@@ -312,7 +312,7 @@ def install_trl(folder=None # where; default: HF_HOME/slpo/trl-VERSION
         if done.returncode: raise RuntimeError(f"TRL {TRL} could not be installed: {(done.stderr.strip().splitlines() or ['no pip'])[-1]}\nName the methods to compare with --methods, without trl and trl_known.")
     return str(folder)
 
-def ratios(methods:dict, of:str, to:str="ours", key:str="seconds", whole:bool=True) -> tuple: # (median, lowest, highest) over rounds
+def ratios(methods:dict, of:str, to:str="ours", whole:bool=True) -> tuple: # (median, lowest, highest) over rounds
     "How many times longer `of` took than `to`, round by round; `whole`: the optimizer's step included."
     def times(m): return [a + whole*b for a, b in zip(methods[m]["seconds"], methods[m]["optimizer"])]
     each = [a/b for a, b in zip(times(of), times(to))]
@@ -322,7 +322,7 @@ def ratios(methods:dict, of:str, to:str="ours", key:str="seconds", whole:bool=Tr
 def bench_table(result:dict, # of `compare`
                ) -> str: # Markdown
     "What was measured, a line for each method."
-    methods, size, lines = result["methods"], result["settings"]["batch_size"], []
+    methods, size = result["methods"], result["settings"]["batch_size"]
     lines = ["| method | pairs/s | slpo is faster by | peak memory, MB | slots | head positions |", "|---|---:|---:|---:|---:|---:|"]
     for name, m in methods.items():
         speed = "%.2f" % (size/median([a + b for a, b in zip(m["seconds"], m["optimizer"])]))
@@ -375,13 +375,14 @@ def bench_main(argv:list=None # flags; default: those of the command line
         trl = install_trl() if any(m.startswith("trl") for m in args.methods) else ""
         common = dict(rows=rows, batch_size=args.batch_size, rounds=args.rounds, threads=args.threads, bf16=args.bf16)
         results = {"machine": _machine(), "models": {}}
+        def save(): Path(args.output).write_text(json.dumps(results, indent=1) + "\n")             # after each part, so that none is lost
         for name in args.models:
-            results["models"][name] = compare(name, args.methods, **common, trl=trl)
+            results["models"][name] = compare(name, args.methods, **common, trl=trl); save()
             print(f"\n{name}: {MODELS[name]}\n\n{bench_table(results['models'][name])}\n", flush=True)
-        results["head"] = compare("vocabulary", list(HEADS), **common)
+        results["head"] = compare("vocabulary", list(HEADS), **common); save()
         results["growth"] = growth(rows, args.growth, args.threads) if args.growth != [0] else []
         for g in results["growth"]: print(f"{g['pairs']} pairs: " + ", ".join(f"{k} {v:.1f} s" for k, v in g["seconds"].items()) + f", peak memory {g['peak_mb']:.0f} MB")
-        Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
+        save()
         return 0
     except (ValueError, OSError, RuntimeError) as e:
         print(f"slpo_bench: {e}", file=sys.stderr)
