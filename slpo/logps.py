@@ -52,15 +52,15 @@ class _ChunkedLogps(torch.autograd.Function):
         hidden, weight, bias, targets, lse = ctx.saved_tensors
         n, scale, softcap = ctx.options
         dh, dw, db = (torch.zeros_like(x) if x is not None and wanted else None for x, wanted in zip((hidden, weight, bias), ctx.needs_input_grad))
-        for i, (h, y, g, s) in enumerate(zip(hidden.split(n), targets.split(n), grad.split(n), lse.split(n))):
+        for i, (h, y, g, s) in enumerate(zip(hidden.split(n), targets.split(n), grad[:, None].split(n), lse[:, None].split(n))):
             z = _logits(h, weight, bias, scale, softcap)
-            slope = None if not softcap else (1 - (z/softcap)**2)
-            dz = z.sub_(s[:, None]).exp_().mul_(-g[:, None]).scatter_add_(1, y[:, None], g[:, None])
-            if slope is not None: dz.mul_(slope)
-            dz = dz.mul_(scale).to(h.dtype)
-            if dh is not None: torch.mm(dz, weight, out=dh[i*n:i*n + len(h)])
-            if dw is not None: dw.addmm_(dz.T, h)
-            if db is not None: db += dz.sum(0)
+            slope = 1 - (z/softcap)**2 if softcap else None
+            error = z.sub_(s).exp_().scatter_add_(1, y[:, None], -torch.ones_like(s))          # softmax minus one-hot
+            if softcap: error.mul_(slope)
+            error, g = error.to(h.dtype), (-scale*g).to(h.dtype)          # a row's own factor waits for the smaller matrices
+            if dh is not None: torch.mm(error, weight, out=dh[i*n:i*n + len(h)]).mul_(g)
+            if dw is not None: dw.addmm_(error.T, h*g)
+            if db is not None: db += (error.T@g)[:, 0]
         return dh, dw, db, None, None, None, None
 
 # %% ../nbs/01_logps.ipynb #cell-016
@@ -74,8 +74,9 @@ def token_logps(hidden:Tensor, # (M,d) hidden states that predict a scored token
                 budget_mb:float=64, # largest block of logits at once, MB; above it, chunks
                ) -> Tensor: # (M,) log π(target), nats, at least float32
     "Log-probabilities of tokens from the states that predict them; logits in chunks where all of them would exceed the budget."
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+    device = hidden.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = (x if x is None else x.to(dtype) for x in (hidden, weight, bias))
     row = len(weight)*torch.promote_types(hidden.dtype, torch.float32).itemsize/2**20
     if len(hidden)*row > budget_mb: return _ChunkedLogps.apply(hidden, weight, bias, targets, max(int(budget_mb/row), 1), scale, softcap)
