@@ -15,6 +15,7 @@ import logging
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from .data import PreferenceCollator, load_preferences, tokenize_preferences, train_tokenizer
+from .data import PreferenceCollator, group_size, load_preferences, tokenize_preferences, train_tokenizer
 from .dpo import dpo_loss
 from .logps import log1mexp, token_logps
 from .mass import mass_targets
@@ -71,17 +72,26 @@ def _walked_loss(logps, ybars, ref_logps, lengths, alpha=.5):
     return (lengths**2*(cross_entropy(z) - cross_entropy(aim))).sum(-1).mean()
 
 # %% ../nbs/10_bench.ipynb #cell-010
-def _padded(model, groups, pad, known=False, walk=False):
+def _free_mb() -> float:
+    if torch.cuda.is_available(): return torch.cuda.mem_get_info()[0]/2**20
+    return int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])/1024
+
+def _walk_pairs(groups, vocabulary:int, most:int) -> int:
+    "Pairs for which the walk's blocks (5.4 numbers of 8 bytes for each place and token were seen) take at most 3/4 of the free memory."
+    longest = max(len(g["prompt_ids"]) + max(map(len, g["completion_ids"])) for g in groups)
+    return max(min(int(.75*_free_mb()*2**20/(2*longest*vocabulary*6*8)), most), 1)
+
+def _padded(model, groups, pad, known=False, walk=False, most=None):
     collate, ref_model = PreferenceCollator(pad, packed=False), copy.deepcopy(model).eval().requires_grad_(False)
     read = _walked_logps if walk else _full_logps
     def forward(model, batch): return read(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits, batch["labels"])
     def refer(batch):
         with torch.no_grad(): return forward(ref_model, batch)
-    before = {}
+    before, walk_pairs = {}, walk and _walk_pairs(groups, len(model.get_output_embeddings().weight), most)
     def prepare(rows):
         for i in rows: before[i] = refer(collate([groups[i]]))
     def step(rows):
-        size, total, slots = 2 if walk else len(rows), 0., 0
+        size, total, slots = walk_pairs if walk else len(rows), 0., 0
         for part in (rows[i:i + size] for i in range(0, len(rows), size)):
             batch = collate([groups[i] for i in part])
             out, ref = forward(model, batch), torch.cat([before[i] for i in part]) if known else refer(batch)
@@ -122,7 +132,7 @@ def _unshared(model, groups, pad):
             for i in rows: before[i] = _packed_logps(ref_model, alone([i]))
     def step(rows):
         batch = alone(rows)
-        loss = dpo_loss(_packed_logps(model, batch, 64).view(-1, 2), torch.cat([before[i] for i in rows]).view(-1, 2))
+        loss = dpo_loss(_packed_logps(model, batch, 256).view(-1, 2), torch.cat([before[i] for i in rows]).view(-1, 2))
         loss.backward()
         return loss.item(), batch["input_ids"].numel(), len(batch["predicts"])
     return step, prepare
@@ -148,18 +158,19 @@ def _floor(model, groups, pad):
     return step, None
 
 # %% ../nbs/10_bench.ipynb #cell-016
-def _head(model, settings, budget_mb):
+def _head(model, settings, whole):
     weight, tokens = model.get_output_embeddings().weight, settings["head_tokens"]
     hidden, targets = torch.randn(tokens, weight.shape[1], device=model.device), torch.randint(len(weight), (tokens,), device=model.device)
     def step(rows):
-        loss = -token_logps(hidden.requires_grad_(), weight, targets, budget_mb=budget_mb).mean()
+        h = hidden.requires_grad_()
+        loss = F.cross_entropy(h@weight.T, targets) if whole else -token_logps(h, weight, targets).mean()
         loss.backward(); hidden.grad = None
         return loss.item(), tokens, tokens
     return step, None
 
 PEERS = {"trl": "TRL, its default", "trl_known": "TRL, reference precomputed", "padded": "padded, full logits (DPO's code)", "padded_known": "padded, full logits, reference known",
          "float64_walk": "float64 tree walk (the author's)", "unshared": "packed, prompts not shared", "ours_online": "slpo, reference in each step", "ours": "slpo", "floor": "the floor"}
-HEADS = {"head_whole": "all logits at once", "head_chunks": "chunks of 64 MB"}
+HEADS = {"head_whole": "all logits at once", "head_chunks": "within 256 MB"}
 
 def _method(name:str, settings:dict):
     "(model, step, prepare) of a method."
@@ -168,9 +179,9 @@ def _method(name:str, settings:dict):
     data = list(tokenize_preferences(rows, tokenizer)), tokenizer.pad_token_id
     made = {"trl": lambda: _trl(model, rows, tokenizer, settings), "trl_known": lambda: _trl(model, rows, tokenizer, settings, known=True),
             "ours": lambda: _ours(model, rows, tokenizer, settings), "ours_online": lambda: _ours(model, rows, tokenizer, settings, known=False),
-            "padded": lambda: _padded(model, *data), "padded_known": lambda: _padded(model, *data, known=True), "float64_walk": lambda: _padded(model, *data, walk=True),
+            "padded": lambda: _padded(model, *data), "padded_known": lambda: _padded(model, *data, known=True), "float64_walk": lambda: _padded(model, *data, walk=True, most=settings["batch_size"]),
             "unshared": lambda: _unshared(model, *data), "floor": lambda: _floor(model, *data),
-            "head_whole": lambda: _head(model, settings, float("inf")), "head_chunks": lambda: _head(model, settings, 64)}[name]()
+            "head_whole": lambda: _head(model, settings, True), "head_chunks": lambda: _head(model, settings, False)}[name]()
     return model, *made
 
 # %% ../nbs/10_bench.ipynb #cell-018
@@ -238,7 +249,7 @@ def _write_data(folder, name:str, rows, max_length:int=512) -> dict:
     short = [i for i, g in enumerate(groups) if len(g["prompt_ids"]) + max(map(len, g["completion_ids"])) <= max_length]
     (Path(folder)/"train.jsonl").write_text("".join(json.dumps(rows[i]) + "\n" for i in short))
     prompts, completions = [len(groups[i]["prompt_ids"]) for i in short], [len(c) for i in short for c in groups[i]["completion_ids"]]
-    return dict(pairs=len(short), longer=len(rows) - len(short), tokenizer=len(tokenizer), prompt_tokens=sum(prompts)/len(prompts), completion_tokens=sum(completions)/len(completions))
+    return dict(pairs=len(short), tokens=[group_size(groups[i]) for i in short], longer=len(rows) - len(short), tokenizer=len(tokenizer), prompt_tokens=sum(prompts)/len(prompts), completion_tokens=sum(completions)/len(completions))
 
 def compare(name:str, # of a model in `MODELS`
             methods:list, # of `PEERS` or `HEADS`
@@ -251,8 +262,9 @@ def compare(name:str, # of a model in `MODELS`
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         data = _write_data(folder, name, rows)
         settings = dict(model=name, folder=folder, batch_size=batch_size, threads=threads, bf16=bf16, head_tokens=head_tokens)
-        rng = random.Random(0)
-        order = rng.sample(range(data["pairs"]), (rounds + 1)*batch_size)
+        rng, needed, tokens = random.Random(0), (rounds + 1)*batch_size, data.pop("tokens")
+        if data["pairs"] < needed: raise ValueError(f"{data['pairs']} pairs fit 512 tokens, but {rounds} rounds and one to warm up take {needed} of them, {batch_size} in each")
+        order = rng.sample(range(data["pairs"]), needed)
         lines = (Path(folder)/"train.jsonl").read_text().splitlines(keepends=True)
         (Path(folder)/"train.jsonl").write_text("".join(lines[i] for i in order))                  # the trainers tokenise all that they are given
         workers, measured = {}, {m: [] for m in methods}
@@ -269,6 +281,7 @@ def compare(name:str, # of a model in `MODELS`
             for m in set(methods) - {"ours", "float64_walk", "floor"}:
                 worst = max(abs(a - b) for a, b in zip(out[m]["loss"], out["ours"]["loss"]))
                 if worst > 1e-3: raise RuntimeError(f"{m} computes another loss than slpo: {out[m]['loss']}, {out['ours']['loss']}")
+        data["batch_tokens"] = [sum(tokens[i] for i in order[at:at + batch_size]) for at in range(batch_size, needed, batch_size)]
         return dict(data=data, settings={k: v for k, v in settings.items() if k != "folder"}, methods=out)
 
 # %% ../nbs/10_bench.ipynb #cell-023
@@ -322,10 +335,11 @@ def ratios(methods:dict, of:str, to:str="ours", whole:bool=True) -> tuple: # (me
 def bench_table(result:dict, # of `compare`
                ) -> str: # Markdown
     "What was measured, a line for each method."
-    methods, size = result["methods"], result["settings"]["batch_size"]
-    lines = ["| method | pairs/s | slpo is faster by | peak memory, MB | slots | head positions |", "|---|---:|---:|---:|---:|---:|"]
+    methods, size, tokens = result["methods"], result["settings"]["batch_size"], result["data"]["batch_tokens"]
+    lines = ["| method | pairs/s | tokens/s | slpo is faster by | peak memory, MB | slots | head positions |", "|---|---:|---:|---:|---:|---:|---:|"]
     for name, m in methods.items():
-        speed = "%.2f" % (size/median([a + b for a, b in zip(m["seconds"], m["optimizer"])]))
+        times = [a + b for a, b in zip(m["seconds"], m["optimizer"])]
+        speed = f"{size/median(times):.2f} | {median(n/t for n, t in zip(tokens, times)):,.0f}"
         faster = "%.2f (%.2f to %.2f)" % ratios(methods, name) if "ours" in methods else ""
         lines.append(f"| {PEERS.get(name) or HEADS[name]} | {speed} | {faster} | {max(m['peak_mb']):,.0f} | {sum(m['slots']):,} | {sum(m['scored']):,} |")
     return "\n".join(lines)

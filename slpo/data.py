@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'TURN', 'FACTS', 'GREETINGS', 'ASKING', 'POLITE', 'RUDE', 'split_hh', 'Finding', 'BadRows',
-           'load_preferences', 'tokenize_preferences', 'train_tokenizer', 'PreferenceCollator', 'packed_mask',
-           'packed_block_mask', 'world_reward', 'preference_world']
+           'load_preferences', 'tokenize_preferences', 'train_tokenizer', 'group_size', 'PreferenceCollator',
+           'packed_mask', 'packed_block_mask', 'world_reward', 'preference_world']
 
 # %% ../nbs/06_data.ipynb #cell-002
 import atexit
@@ -284,6 +284,11 @@ def _share_rows(sizes:list, row_length:int) -> tuple:
         return rows, max(sum(sizes[i] for i in row) for row in rows)
     return min((layout(n) for n in range(fewest, min(len(sizes), 2*fewest + 8) + 1)), key=lambda rows_width: (len(rows_width[0])*rows_width[1], rows_width[1]))
 
+def _full_rows(sizes:list, row_length:int, window:int=1024) -> list:
+    "Lists of indices for rows of `row_length`, found among `window` groups at a time; a larger group gets a row of its own."
+    return [[start + i for i in row] for start in range(0, len(sizes), window) for row in _first_fit(sizes[start:start + window], row_length)]
+
+
 # %% ../nbs/06_data.ipynb #cell-032
 def _padded_rows(groups:list, pad:int, multiple:int) -> dict:
     "One row for each completion, its prompt in front: (N,T)."
@@ -293,10 +298,15 @@ def _padded_rows(groups:list, pad:int, multiple:int) -> dict:
     return {"input_ids": block([p + c for p, c in flat], pad), "attention_mask": block([[1]*len(p + c) for p, c in flat], 0),
             "labels": block([[-100]*len(p) + c for p, c in flat], -100)}
 
-def _packed_rows(groups:list, pad:int, multiple:int, row_length:int) -> dict:
+def group_size(group:dict) -> int:
+    "Places that a group takes in a packed row: its prompt once, and its completions."
+    return len(group["prompt_ids"]) + sum(map(len, group["completion_ids"]))
+
+def _packed_rows(groups:list, pad:int, multiple:int, row_length:int, rows:list=None) -> dict:
     "Whole groups in rows (R,L), and for each scored token the place that predicts it, its id and its completion (M,)."
-    sizes = [len(g["prompt_ids"]) + sum(map(len, g["completion_ids"])) for g in groups]
-    rows, width = _share_rows(sizes, row_length)
+    sizes = [group_size(g) for g in groups]
+    if rows is None: rows, width = _share_rows(sizes, row_length)
+    else: width = max(row_length, *sizes)
     width = -(-width//multiple)*multiple
     first = [0, *accumulate(len(g["completion_ids"]) for g in groups)]                 # each group's first completion
     out = {key: torch.full((len(rows), width), fill) for key, fill in (("input_ids", pad), ("position_ids", 0), ("group", -1), ("part", 0))}
@@ -327,8 +337,9 @@ class PreferenceCollator:
                 ): self.pad_token_id, self.multiple, self.packed, self.row_length = pad_token_id, pad_to_multiple_of or 1, packed, row_length
 
     def __call__(self, groups:list, # of dicts with prompt_ids, completion_ids, ranks, row, and ref_logps where known
+                 rows:list=None, # packed: which of them stand in each row; default: as few places as possible
                 ) -> dict: # of tensors, see above
-        if self.packed: batch = _packed_rows(groups, self.pad_token_id, self.multiple, self.row_length)
+        if self.packed: batch = _packed_rows(groups, self.pad_token_id, self.multiple, self.row_length, rows)
         else: batch = _padded_rows(groups, self.pad_token_id, self.multiple)
         batch |= {"ranks": torch.tensor([r for g in groups for r in g["ranks"]]),
                   "lengths": torch.tensor([len(c) for g in groups for c in g["completion_ids"]]),

@@ -34,34 +34,42 @@ def _logits(hidden, weight, bias, scale, softcap) -> Tensor:
     if scale != 1: z = z*scale
     return softcap*torch.tanh(z/softcap) if softcap else z
 
+def _logps_and_error(hidden, targets, weight, bias, scale, softcap) -> tuple:
+    "log π(target) (n,1), and softmax minus one-hot (n,V), times the slope of the soft cap, in place of the logits."
+    z = _logits(hidden, weight, bias, scale, softcap)
+    target, top = z.gather(1, targets), z.amax(1, keepdim=True)
+    slope = 1 - (z/softcap)**2 if softcap else None
+    total = z.sub_(top).exp_().sum(1, keepdim=True)
+    error = z.div_(total).scatter_add_(1, targets, -torch.ones_like(total))
+    if softcap: error.mul_(slope)
+    return target - top - total.log(), error.to(hidden.dtype)
+
 class _ChunkedLogps(torch.autograd.Function):
-    "Log-probabilities of targets, `n` rows of logits at a time, in both directions."
+    "Log-probabilities of targets, `n` rows of logits at a time; the backward pass computes anew what the first `keep` chunks have kept."
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, n, scale, softcap):
-        parts = []
-        for h, y in zip(hidden.split(n), targets.split(n)):
-            z = _logits(h, weight, bias, scale, softcap)
-            parts.append(torch.stack([z.gather(1, y[:, None])[:, 0], z.logsumexp(1)]))
-        target, lse = torch.cat(parts, 1)
-        ctx.save_for_backward(hidden, weight, bias, targets, lse)
+    def forward(ctx, hidden, weight, bias, targets, n, keep, scale, softcap):
+        logps, kept = [], []
+        for h, y in zip(hidden.split(n), targets[:, None].split(n)):
+            logp, error = _logps_and_error(h, y, weight, bias, scale, softcap)
+            logps.append(logp)
+            if len(kept) < keep: kept.append(error)
+            del error                                                                          # before the next chunk is made
+        ctx.save_for_backward(hidden, weight, bias, targets, *kept)
         ctx.options = n, scale, softcap
-        return target - lse
+        return torch.cat(logps)[:, 0]
 
     @staticmethod
     def backward(ctx, grad):
-        hidden, weight, bias, targets, lse = ctx.saved_tensors
+        hidden, weight, bias, targets, *kept = ctx.saved_tensors
         n, scale, softcap = ctx.options
         dh, dw, db = (torch.zeros_like(x) if x is not None and wanted else None for x, wanted in zip((hidden, weight, bias), ctx.needs_input_grad))
-        for i, (h, y, g, s) in enumerate(zip(hidden.split(n), targets.split(n), grad[:, None].split(n), lse[:, None].split(n))):
-            z = _logits(h, weight, bias, scale, softcap)
-            slope = 1 - (z/softcap)**2 if softcap else None
-            error = z.sub_(s).exp_().scatter_add_(1, y[:, None], -torch.ones_like(s))          # softmax minus one-hot
-            if softcap: error.mul_(slope)
-            error, g = error.to(h.dtype), (-scale*g).to(h.dtype)          # a row's own factor waits for the smaller matrices
-            if dh is not None: torch.mm(error, weight, out=dh[i*n:i*n + len(h)]).mul_(g)
+        for i, (h, y, g) in enumerate(zip(hidden.split(n), targets[:, None].split(n), (-scale*grad[:, None]).to(hidden.dtype).split(n))):
+            error = kept[i] if i < len(kept) else _logps_and_error(h, y, weight, bias, scale, softcap)[1]
+            if dh is not None: torch.mm(error, weight, out=dh[i*n:i*n + len(h)]).mul_(g)       # a row's own factor waits for the smaller matrices
             if dw is not None: dw.addmm_(error.T, h*g)
             if db is not None: db += (error.T@g)[:, 0]
-        return dh, dw, db, None, None, None, None
+        return dh, dw, db, None, None, None, None, None
+
 
 # %% ../nbs/01_logps.ipynb #cell-016
 def token_logps(hidden:Tensor, # (M,d) hidden states that predict a scored token
@@ -71,16 +79,19 @@ def token_logps(hidden:Tensor, # (M,d) hidden states that predict a scored token
                 *,
                 scale:float=1., # logits are multiplied by it
                 softcap:float=None, # then bounded: softcap·tanh(logits/softcap)
-                budget_mb:float=64, # largest block of logits at once, MB; above it, chunks
+                budget_mb:float=256, # for logits, MB; where they need more, in chunks of a quarter, of which three are kept
                ) -> Tensor: # (M,) log π(target), nats, at least float32
-    "Log-probabilities of tokens from the states that predict them; logits in chunks where all of them would exceed the budget."
+    "Log-probabilities of tokens from the states that predict them. Gradients are computed from kept logits, or from chunks made twice."
     device = hidden.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = (x if x is None else x.to(dtype) for x in (hidden, weight, bias))
     row = len(weight)*torch.promote_types(hidden.dtype, torch.float32).itemsize/2**20
-    if len(hidden)*row > budget_mb: return _ChunkedLogps.apply(hidden, weight, bias, targets, max(int(budget_mb/row), 1), scale, softcap)
-    return -F.cross_entropy(_logits(hidden, weight, bias, scale, softcap), targets, reduction="none")
+    n = max(int(budget_mb/4/row), 1)
+    with_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    keep = 0 if not with_gradient else 3 if len(hidden) > 4*n else 4
+    return _ChunkedLogps.apply(hidden, weight, bias, targets, n, keep, scale, softcap)
+
 
 # %% ../nbs/01_logps.ipynb #cell-026
 def log1mexp(a:Tensor, # log-probabilities, <= 0, any shape

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from .data import PreferenceCollator, packed_block_mask, packed_mask, tokenize_preferences
+from .data import PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
 from .dpo import dpo_loss, ipo_loss
 from .logps import sequence_logps, token_logps
 from .loss import slpo_loss, slpo_sample_loss
@@ -83,7 +83,7 @@ class SLPOConfig(TrainingArguments):
     disable_dropout: bool = _knob(True, "Set every dropout probability to 0.")
     packing: bool = _knob(True, "Groups share rows and completions share prompts, where that is exact; else one padded row for each completion.")
     row_length: int = _knob(1024, "Tokens in a packed row; longer where one group is.")
-    head_budget_mb: float = _knob(64., "Largest block of logits at once, MB; where the scored tokens of a batch need more, the head works in chunks.")
+    head_budget_mb: float = _knob(256., "Memory for logits, MB; where the scored tokens of a batch need more, the head works in chunks, some of them computed twice.")
     dataset_num_proc: int | None = _knob(None, "Processes for tokenisation.")
     pad_to_multiple_of: int | None = _knob(None, "Round row lengths up to a multiple of this.")
     model_init_kwargs: dict | str | None = _knob(None, "Arguments of from_pretrained, as JSON, for a model given by name.")
@@ -153,13 +153,13 @@ def _after_head(config) -> dict:
 
 def _packed_logps(model, # called as it is, wrapped or not
                   batch:dict, # from a packing `PreferenceCollator`
-                  budget_mb:float=math.inf, # largest block of logits at once; above it, chunks
+                  budget_mb:float=math.inf, # for logits, see `token_logps`; infinite: the model's own head
                   inner=None, # the model inside its wrappers
                  ) -> torch.Tensor: # (N,) log π(y_k|x), nats, at least float32
     "Log-probabilities of a packed batch's completions; the head sees scored positions alone."
     inner = inner or model
     config, head, scored = inner.config.get_text_config(), inner.get_output_embeddings(), None
-    chunks = budget_mb < math.inf and len(batch["predicts"])*len(head.weight)*4/2**20 > budget_mb
+    chunks = budget_mb < math.inf
     def keep_scored(module, args):
         nonlocal scored
         scored = args[0].flatten(0, 1)[batch["predicts"]]
@@ -332,20 +332,33 @@ def _set_reference(self:SLPOTrainer, ref_model):
     elif ref_model is not None: self.ref_model = ref_model
     elif not self._adapter_is_new: self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
 
+def _chunks(items, n): return (items[i:i + n] for i in range(0, len(items), n))
+
+def _batches(collator, sizes:list, n:int):
+    "Lists of rows of indices, about `n` groups in each: full rows of one length where they are packed, else one group a row, longest first."
+    if not getattr(collator, "packed", False): rows = [[i] for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)]
+    else:
+        rows = _full_rows(sizes, collator.row_length)
+        n = max(round(n*len(rows)/len(sizes)), 1)
+        rows += [[]]*(-len(rows) % n)
+    return _chunks(rows, n)
+
 @patch
 def group_logps(self:SLPOTrainer, dataset, # groups of token ids
                 model=None, # default: the policy
                 desc:str="log-probs", # shown beside the progress bar
                ) -> list: # of lists: log π(y_k|x) of each row's completions, nats
-    "Log-probabilities of every completion of a tokenised data set, without gradients, longest rows first."
-    model, out = model or self.model, [None]*len(dataset)
-    lengths = [len(p) + max(map(len, c)) for p, c in _token_ids(dataset)]
-    order = sorted(range(len(dataset)), key=lengths.__getitem__, reverse=True)
+    "Log-probabilities of every completion of a tokenised data set, without gradients, in full rows."
+    model, out, collate = model or self.model, [None]*len(dataset), self.data_collator
+    sizes = [len(p) + sum(map(len, c)) for p, c in _token_ids(dataset)]
     size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
     training = model.training; model.eval()
-    with torch.no_grad(), tqdm(total=len(order), desc=desc, unit="group", disable=self.args.disable_tqdm) as bar:
-        for at in (order[i:i + size] for i in range(0, len(order), size)):
-            batch = self._prepare_inputs(self.data_collator([dataset[i] for i in at]))
+    with torch.no_grad(), tqdm(total=len(sizes), desc=desc, unit="group", disable=self.args.disable_tqdm) as bar:
+        for rows in _batches(collate, sizes, size):
+            at = [i for row in rows for i in row]
+            place = {i: k for k, i in enumerate(at)}
+            layout = {"rows": [[place[i] for i in row] for row in rows]} if getattr(collate, "packed", False) else {}
+            batch = self._prepare_inputs(collate([dataset[i] for i in at], **layout))
             for i, logps in zip(at, self._logps(model, batch).split(batch["sizes"].tolist())): out[i] = logps.tolist()
             bar.update(len(at))
     model.train(training)
