@@ -20,7 +20,7 @@ setup(
     author=cfg["author"],
     license="GPL-3.0-only",
     packages=find_packages(include=["slpo", "slpo.*"]),
-    package_data={"slpo": ["recipes/*.yaml", "py.typed"]},
+    package_data={"slpo": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "py.typed"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=shlex.split(cfg["requirements"]),
     extras_require={"dev": shlex.split(cfg["dev_requirements"])},

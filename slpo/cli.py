@@ -7,6 +7,7 @@ __all__ = ['RECIPES', 'RunArguments', 'parse_run', 'train', 'train_main']
 
 # %% ../nbs/09_cli.ipynb #cell-002
 import argparse
+import contextlib
 import difflib
 import json
 import logging
@@ -26,9 +27,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPT
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .data import load_preferences, train_tokenizer, world_reward
-from .evaluate import bootstrap_mean, generate, win_rate
+from .evaluate import SampleTable, bootstrap_mean, generate, win_rate
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import SLPOConfig, SLPOTrainer, _knob
+from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _knob
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -47,6 +48,7 @@ class RunArguments:
     sft_batch_size: int | None = _knob(None, "Pairs per device and batch in that stage; None: per_device_train_batch_size.")
     sample_prompts: int = _knob(8, "Held-out prompts to show samples for, before and after.")
     max_new_tokens: int = _knob(64, "Longest sample, tokens.")
+    eval_sampling: bool = _knob(False, "Sample for those prompts at every evaluation, too: samples.jsonl, and the trackers.")
     resume: bool = _knob(False, "Continue an interrupted run from its newest complete checkpoint.")
 
 # %% ../nbs/09_cli.ipynb #cell-006
@@ -88,7 +90,8 @@ def parse_run(argv:list=None, # flags; default: those of the command line
     return run, args
 
 def _fresh_folder(base:str, resume:bool) -> str:
-    "`base`, or the first of base-2, base-3, … that does not exist; to resume, the last that does."
+    "`base`, or the first of base-2, base-3, … that does not exist; to resume, the last that does. Raises `ValueError` where several processes would have to agree."
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("several processes need one folder: give --output_dir")
     n = 1
     while os.path.exists(base if n == 1 else f"{base}-{n}"): n += 1
     if resume and n > 1: n -= 1
@@ -214,8 +217,9 @@ def train(run:RunArguments, # what to train on what
     if args.loss_type != "sft":
         path = out/args.loss_type
         metrics |= _preference_stage(run, args, model, tokenizer, data, test)
-    out.mkdir(parents=True, exist_ok=True)
-    (out/"metrics.json").write_text(json.dumps(metrics, indent=1, default=str) + "\n")
+    if _first_process():
+        out.mkdir(parents=True, exist_ok=True)
+        (out/"metrics.json").write_text(json.dumps(metrics, indent=1, default=str) + "\n")
     print(f"\nthe model is in {path}: AutoModelForCausalLM.from_pretrained({str(path)!r})")
     return metrics
 
@@ -231,6 +235,9 @@ def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
         size = 128 if world else args.per_device_eval_batch_size
         return generate(stage.model, tokenizer, prompts, run.max_new_tokens, seed=args.seed + seed, batch_size=size,
                         desc=None if args.disable_tqdm else desc)
+    if run.eval_sampling:
+        fixed = list(dict.fromkeys(test["prompt"]))[:run.sample_prompts]
+        stage.add_callback(SampleTable(stage, fixed, max_new_tokens=run.max_new_tokens, batch_size=args.per_device_eval_batch_size))
     before = say(0, "samples before")
     print(f"== {args.loss_type}: {len(data)} pairs")
     stage.train(resume_from_checkpoint=run.resume)
@@ -239,9 +246,10 @@ def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
     after = say(1, "samples after")
     if world: results |= _rewards(before, after, prompts)
     history = stage.state.log_history
-    _figure(history, out/"figure.png", f"{args.loss_type} on {Path(run.dataset_name).name}")
     shown = run.sample_prompts
-    _write_samples(out/"samples.md", prompts[:shown], before[:shown], after[:shown])
+    if _first_process():
+        _figure(history, out/"figure.png", f"{args.loss_type} on {Path(run.dataset_name).name}")
+        _write_samples(out/"samples.md", prompts[:shown], before[:shown], after[:shown])
     print("\nheld-out prompts, sampled before and after:")
     for p, b, a in list(zip(prompts, before, after))[:shown]:
         print(f"  {p.split('Human:')[-1].removesuffix('Assistant:').strip()[-70:]!r}\n     before: {b.strip()[:110]!r}\n     after:  {a.strip()[:110]!r}")
@@ -250,17 +258,24 @@ def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
     return {"results": results, "history": history}
 
 # %% ../nbs/09_cli.ipynb #cell-017
+def _first_process() -> bool: return os.environ.get("RANK", "0") == "0"
+
 def train_main(argv:list=None # flags; default: those of the command line
-              ) -> int: # exit status: 0, or 2 where something is wrong with the input
+              ) -> int: # exit status: 0; 2 where something is wrong with the input; 128 + n after signal n
     "The command `slpo_train`."
     argv = sys.argv[1:] if argv is None else list(argv)
     bare = [i for i, a in enumerate(argv) if a == "--debug" and (i + 1 == len(argv) or argv[i + 1].startswith("--"))]   # with a value it is transformers' own
     argv = [a for i, a in enumerate(argv) if i not in bare]
     logging.basicConfig(format="%(message)s"); os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        train(*parse_run(argv))
+        with contextlib.nullcontext() if _first_process() else contextlib.redirect_stdout(open(os.devnull, "w")): train(*parse_run(argv))
         return 0
-    except (ValueError, OSError, FloatingPointError, yaml.YAMLError) as e:
+    except Interrupted as e:
+        print(f"slpo_train: {e}\nGo on with the same command and --resume.", file=sys.stderr)
+        return 128 + e.signal
+    except Exception as e:
         if bare: raise
-        print(f"slpo_train: {e}\n(--debug shows where)", file=sys.stderr)
+        expected = isinstance(e, (ValueError, OSError, FloatingPointError, yaml.YAMLError))
+        print(f"slpo_train: {e if expected else f'{type(e).__name__}: {e}'}\n(--debug shows where)", file=sys.stderr)
         return 2
+
