@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'TURN', 'FACTS', 'GREETINGS', 'ASKING', 'POLITE', 'RUDE', 'split_hh', 'Finding', 'BadRows',
-           'load_preferences', 'tokenize_preferences', 'train_tokenizer', 'group_size', 'PreferenceCollator',
+           'load_preferences', 'train_tokenizer', 'tokenize_preferences', 'group_size', 'PreferenceCollator',
            'packed_mask', 'packed_block_mask', 'world_reward', 'preference_world']
 
 # %% ../nbs/06_data.ipynb #cell-002
@@ -12,17 +12,20 @@ import atexit
 import gzip
 import json
 import logging
+import math
 import random
 import re
 import shutil
 import tempfile
+import zlib
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from datasets import Dataset, Features, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 
 logger = logging.getLogger("slpo")
@@ -52,6 +55,8 @@ class BadRows(ValueError):
         self.findings, self.total = list(findings), total
         super().__init__(f"{_report(self.findings, total)}\nFix these rows, or leave them out with on_bad_rows='drop'.")
 
+    def __reduce__(self): return type(self), (self.findings, self.total)              # between processes
+
 def _report(findings, total, most=10):
     counts = ", ".join(f"{n} × {reason}" for reason, n in Counter(re.sub(r"\d+", "…", f.reason) for f in findings).most_common())
     lines = [f"  {f}" for f in findings[:most]] + [f"  … and {len(findings) - most} more"]*(len(findings) > most)
@@ -66,53 +71,97 @@ def _settle(findings:list, total:int, on_bad_rows:str) -> set:
     return bad
 
 # %% ../nbs/06_data.ipynb #cell-009
+def _gone(x) -> bool: return x is None or isinstance(x, float) and math.isnan(x)       # NaN is pandas' empty cell
+
+def _wrong_text(text) -> str:
+    "Why this is not a text, or ''."
+    if not isinstance(text, str): return f"expected a string, got {type(text).__name__}"
+    try: text.encode(); return ""
+    except UnicodeEncodeError as e: return f"half a character (the lone surrogate {text[e.start]!r}) at character {e.start + 1}"
+
+def _wrong_messages(messages) -> str:
+    "Why this is not a conversation, or ''."
+    if not isinstance(messages, list): return f"expected a list of messages, got {type(messages).__name__}"
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict): return f"message {i}: expected a 'role' and a 'content', got {type(message).__name__}"
+        for key in ("role", "content"):
+            if _gone(message.get(key)): return f"message {i}: no '{key}'"
+            if why := _wrong_text(message[key]): return f"message {i}: '{key}': {why}"
+        if message.get("tool_calls"): return f"message {i}: 'tool_calls' are not supported"
+    return "" if messages else "an empty list"
+
+def _key(text):
+    "What makes two texts, or two lists of messages, the same."
+    return text if isinstance(text, str) else tuple((m["role"], m["content"]) for m in text)
+
+def _wrong_completion(text, chat:bool, prompt=None) -> str:
+    "Why this cannot be a completion of the prompt (None: not known), or ''."
+    if why := _wrong_messages(text) if chat else _wrong_text(text): return why
+    if prompt is not None and (chat or TURN in prompt) and _key(text)[:len(prompt)] == _key(prompt): return "repeats the prompt: leave it out"
+    if chat and (roles := [m["role"] for m in text if m["role"] in ("user", "system")]):
+        return f"holds a message of role {roles[0]!r}: a completion is what the model says"
+    return "" if (text if isinstance(text, str) else "".join(m["content"] for m in text)).strip() else "empty completion"
+
+
+# %% ../nbs/06_data.ipynb #cell-011
+def _listed(x, chat:bool) -> list:
+    "One completion or several, as a list of them."
+    return x if isinstance(x, list) and (not chat or any(isinstance(y, list) for y in x)) else [x]
+
 def _to_group(row:dict, sft:bool=False) -> tuple:
     "(prompt, completions, ranks), best completion first; call after `_check_row` found nothing."
     if "completions" in row:
         order = sorted(range(len(row["ranks"])), key=row["ranks"].__getitem__)
-        texts, ranks = [row["completions"][i] for i in order], [int(row["ranks"][i]) for i in order]
+        texts, ranks = [row["completions"][i] for i in order], [row["ranks"][i] for i in order]
     else:
-        rejected = [] if sft else row["rejected"] if isinstance(row["rejected"], list) else [row["rejected"]]
+        rejected = [] if sft else _listed(row["rejected"], isinstance(row["prompt"], list))
         texts, ranks = [row["chosen"], *rejected], [0] + [1]*len(rejected)
     return (row["prompt"], texts[:1], ranks[:1]) if sft else (row["prompt"], texts, ranks)
 
 def _check_row(row:dict, sft:bool=False) -> list:
-    "[(column, reason)] for one row of text; with `sft`, only prompt and best completion matter."
-    ranked = "completions" in row
-    wanted = ["prompt", "completions", "ranks"] if ranked else ["prompt", "chosen"] + ["rejected"]*(not sft)
-    found = [(c, "missing") for c in wanted if row.get(c) is None]
+    "[(column, reason)] for one row of text or messages; with `sft`, only prompt and best completion matter."
+    ranked, chat = "completions" in row, isinstance(row.get("prompt"), list)
+    wanted = _columns(row, sft)
+    found = [(c, "missing") for c in wanted if _gone(row.get(c))]
     if found: return found
-    if not isinstance(row["prompt"], str): found.append(("prompt", f"expected a string, got {type(row['prompt']).__name__}"))
+    if why := (_wrong_messages if chat else _wrong_text)(row["prompt"]): found.append(("prompt", why))
     if ranked: found += _check_ranks(row["completions"], row["ranks"])
     for column in ("completions",) if ranked else wanted[1:]:
-        texts = row[column] if isinstance(row[column], list) and column != "chosen" else [row[column]]
+        texts = [row[column]] if column == "chosen" else row[column] if ranked and isinstance(row[column], list) else _listed(row[column], chat)
         if not texts: found.append((column, "an empty list"))
-        for text in texts:
-            if not isinstance(text, str): found.append((column, f"expected a string, got {type(text).__name__}"))
-            elif not text.strip(): found.append((column, "empty completion"))
-    if found or sft: return found
-    texts, column = _to_group(row)[1], "completions" if ranked else "rejected"
-    if not ranked and texts[0] in texts[1:]: return [(column, "identical to 'chosen'")]
-    return [(column, "holds the same completion twice")] if len(set(texts)) < len(texts) else []
+        if not chat and any(isinstance(m, dict) for text in [row[column], *texts] if isinstance(text, list) for m in text):
+            found.append((column, "messages after a prompt of plain text: give the prompt as messages too, or leave it out")); continue
+        found += [(column, why) for text in texts if (why := _wrong_completion(text, chat, None if found else row["prompt"]))]
+    if found or sft: return list(dict.fromkeys(found))
+    keys, column = [_key(text) for text in _to_group(row)[1]], "completions" if ranked else "rejected"
+    if not ranked and keys[0] in keys[1:]: return [(column, "identical to 'chosen'")]
+    return [(column, "holds the same completion twice")] if len(set(keys)) < len(keys) else []
+
+def _columns(row:dict, sft:bool) -> tuple: return ("prompt", "completions", "ranks") if "completions" in row else ("prompt", "chosen", "rejected")[:3 - sft]
 
 def _check_ranks(completions, ranks) -> list:
     if not isinstance(completions, list) or not isinstance(ranks, list): return [("ranks", "completions and ranks must be lists")]
     if len(completions) != len(ranks): return [("ranks", f"{len(ranks)} ranks for {len(completions)} completions")]
-    if not all(isinstance(r, int) for r in ranks): return [("ranks", "expected integers")]
+    if not all(type(r) is int and abs(r) < 2**31 for r in ranks): return [("ranks", "expected integers (of 32 bits)")]
     if len(set(ranks)) < 2: return [("ranks", "all ranks are equal: nothing is preferred")]
     return []
 
-# %% ../nbs/06_data.ipynb #cell-012
+
+# %% ../nbs/06_data.ipynb #cell-015
 def _read_jsonl(path:Path):
     "Rows of a .jsonl or .jsonl.gz file. Raises `ValueError` with file and 1-based line for anything that is not a JSON object."
     number = 0
     def stop(why): raise ValueError(f"{path.name}: line {number}: {why}")
+    def lines(file):
+        try: yield from enumerate(file, 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as e: raise ValueError(f"{path.name}: after line {number}: broken gzip data ({e})")
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in lines(file):
             if not line.strip(): continue
             try: row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as e: stop(f"not UTF-8 (byte {e.start + 1} of the line)")
             except json.JSONDecodeError as e: stop(f"not JSON ({e.msg} at column {e.colno})")
+            except (ValueError, RecursionError) as e: stop(f"not JSON that can be read ({e})")     # a number of 5,000 digits, 1,000 brackets
             if not isinstance(row, dict): stop(f"expected a JSON object, got {type(row).__name__}")
             yield row
 
@@ -123,8 +172,12 @@ def _find_files(folder:Path, split:str) -> list:
 
 def _rows_of(file:Path):
     if not file.name.endswith((".jsonl", ".jsonl.gz", ".parquet")): raise ValueError(f"{file.name}: expected a file that ends in .jsonl, .jsonl.gz or .parquet")
-    return load_dataset("parquet", data_files=str(file), split="train") if file.suffix == ".parquet" else _read_jsonl(file)
+    if file.suffix != ".parquet": return _read_jsonl(file)
+    try: return load_dataset("parquet", data_files=str(file), split="train")
+    except (ValueError, OSError, DatasetGenerationError) as e: raise ValueError(f"{file.name}: not a Parquet file that can be read ({e.__cause__ or e})")
 
+
+# %% ../nbs/06_data.ipynb #cell-016
 def _row_reader(name_or_path, split:str):
     "A function that returns an iterator over all rows, each time from the first."
     path = Path(name_or_path)
@@ -140,13 +193,19 @@ def _row_reader(name_or_path, split:str):
         return lambda: iter(dataset)
     return lambda: (row for file in files for row in _rows_of(file))
 
-# %% ../nbs/06_data.ipynb #cell-014
+
+# %% ../nbs/06_data.ipynb #cell-018
 def _split_row(row:dict, sft:bool=False) -> tuple:
-    "(row with prompt, chosen and rejected; findings) for a row of two HH transcripts (one with `sft`); other rows pass through."
+    """(row with prompt, chosen and rejected; findings) for a row of two HH transcripts or conversations without a prompt (one with `sft`);
+    other rows pass through."""
     columns = ("chosen",) if sft else ("chosen", "rejected")
     row = {k: v for k, v in row.items() if k in ("prompt", *columns, "completions", "ranks")}
-    if "prompt" in row or not all(isinstance(row.get(c), str) for c in columns): return row, []
-    if not any(TURN in row[c] for c in columns): return row, [("chosen", r"no column 'prompt', and no '\n\nAssistant:' turn to split at")]
+    if "prompt" in row or "completions" in row: return row, []
+    if found := [(c, "missing") for c in columns if _gone(row.get(c))]: return row, found
+    if isinstance(row["chosen"], list): return _split_messages(row, columns)
+    if found := [(c, why) for c in columns if (why := _wrong_text(row[c]))]: return row, found
+    if not any(TURN in row[c] for c in columns):
+        return row, [("chosen", r"no column 'prompt', and no '\n\nAssistant:' turn to split at: give prompts, HH transcripts, or lists of messages")]
     parts, found = {}, []
     for column in columns:
         try: parts[column] = split_hh(row[column])
@@ -155,7 +214,22 @@ def _split_row(row:dict, sft:bool=False) -> tuple:
     if parts["chosen"][0] != parts[columns[-1]][0]: return row, [("rejected", "its prompt differs from that of 'chosen'")]
     return {"prompt": parts["chosen"][0], **{c: text for c, (_, text) in parts.items()}}, []
 
-def _columns(row:dict, sft:bool) -> tuple: return ("prompt", "completions", "ranks") if "completions" in row else ("prompt", "chosen", "rejected")[:3 - sft]
+def _split_messages(row:dict, columns:tuple) -> tuple:
+    "The same for conversations: the prompt is the messages that all have in common, but the last of none."
+    several = {c: [row[c]] if c == "chosen" else _listed(row[c], True) for c in columns}
+    if found := [(c, why) for c, talks in several.items() for talk in talks if (why := _wrong_messages(talk))]: return row, found
+    keys = [_key(talk) for talks in several.values() for talk in talks]
+    n = next((n for n in range(min(map(len, keys)) - 1, 0, -1) if len({key[:n] for key in keys}) == 1), 0)
+    if not n: return row, [(columns[-1], "no column 'prompt', and no first messages in common to be one" if len(keys) > 1 else "no column 'prompt', and no message before the last to be one")]
+    cut = {c: [talk[n:] for talk in talks] for c, talks in several.items()}
+    return {"prompt": row["chosen"][:n], **{c: talks if c == "rejected" and talks and row[c] is several[c] else talks[0] for c, talks in cut.items()}}, []
+
+
+# %% ../nbs/06_data.ipynb #cell-019
+def _features(layout:tuple, chat:bool, lists:bool) -> Features:
+    "Types of the columns."
+    text = [{"role": Value("string"), "content": Value("string")}] if chat else Value("string")
+    return Features({c: {"ranks": [Value("int64")], "completions": [text], "rejected": [text] if lists else text}.get(c, text) for c in layout})
 
 def load_preferences(name_or_path, # "world", a .jsonl, .jsonl.gz or .parquet file, a folder of them, or a hub id
                      split:str="train", # of a folder or a hub data set; a single file is taken whole
@@ -165,12 +239,14 @@ def load_preferences(name_or_path, # "world", a .jsonl, .jsonl.gz or .parquet fi
     """Load preferences and check every row. Raises `BadRows` (a `ValueError`) with row numbers and reasons, `ValueError` with the line
     number for a broken JSON line, `FileNotFoundError` for a missing file. Rows are kept in a temporary file, not in memory."""
     read, total, findings, layout, lists = _row_reader(name_or_path, split), 0, [], None, False
+    def is_chat(row): return isinstance(row["prompt"], list)
     for i, row in enumerate(read()):                                                   # once to check,
         row, found = _split_row(row, sft)
         found, total = found or _check_row(row, sft), i + 1
-        if not found and layout is None: layout, first = _columns(row, sft), i
-        if not found and _columns(row, sft) != layout: found = [(_columns(row, sft)[1], f"another layout than row {first}, which has {', '.join(layout)}")]
-        lists |= not found and isinstance(row.get("rejected"), list)
+        if not found and layout is None: layout, chat, first = _columns(row, sft), is_chat(row), i
+        if not found and (_columns(row, sft), is_chat(row)) != (layout, chat):
+            found = [(_columns(row, sft)[1], f"another layout than row {first}, which has {', '.join(layout)} as {'messages' if chat else 'text'}")]
+        lists |= not found and "rejected" in row and _listed(row["rejected"], chat) is row["rejected"]
         findings += [Finding(i, *f) for f in found]
     if not total: raise ValueError(f"{name_or_path}: no rows in split '{split}'")
     bad = _settle(findings, total, on_bad_rows)
@@ -178,80 +254,19 @@ def load_preferences(name_or_path, # "world", a .jsonl, .jsonl.gz or .parquet fi
         for i, row in enumerate(read()):
             if i in bad: continue
             row = _split_row(row, sft)[0]
-            if lists and isinstance(row["rejected"], str): row["rejected"] = [row["rejected"]]         # one type for the whole column
-            yield {c: row[c] for c in layout}
+            if lists: row["rejected"] = _listed(row["rejected"], chat)                 # one type for the whole column
+            yield {c: _plain(row[c]) for c in layout}
     folder = tempfile.mkdtemp(prefix="slpo-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Dataset.from_generator(good, cache_dir=folder)
+    return Dataset.from_generator(good, features=_features(layout, chat, lists), cache_dir=folder)
 
-# %% ../nbs/06_data.ipynb #cell-020
-def _cut(prompt:list, completions:list, max_length:int=None, max_prompt_length:int=None, truncation_mode:str="keep_end") -> tuple:
-    "(prompt, completions) that fit `max_length` together; the prompt is cut only where the longest completion does not fit."
-    if max_length is None or len(prompt) + max(map(len, completions)) <= max_length: return prompt, completions
-    if max_prompt_length is not None and len(prompt) > max_prompt_length:
-        prompt = prompt[-max_prompt_length:] if truncation_mode == "keep_end" else prompt[:max_prompt_length]
-    return prompt, [c[:max(max_length - len(prompt), 0)] for c in completions]
+def _plain(x):
+    "Of messages, role and content."
+    if isinstance(x, list): return [_plain(y) for y in x]
+    return {k: x[k] for k in ("role", "content")} if isinstance(x, dict) else x
 
-def _tokenize_row(row:dict, index:int, tokenizer, sft:bool, **cut) -> dict:
-    "One row of text as token ids; `problems` holds what is wrong with it as [column, reason]."
-    out = {"prompt_ids": [], "completion_ids": [], "ranks": [], "row": index, "cut": 0, "problems": [list(p) for p in _check_row(row, sft)]}
-    if out["problems"]: return out
-    prompt, texts, ranks = _to_group(row, sft)
-    eos, columns = tokenizer.eos_token_id, ["completions"]*len(texts) if "completions" in row else ["chosen"] + ["rejected"]*(len(texts) - 1)
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    if prompt_ids and prompt_ids[-1] == eos: prompt_ids = prompt_ids[:-1]               # some tokenizers end every text
-    texts_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    for column, ids in zip(["prompt", *columns], [prompt_ids, *texts_ids]):
-        if eos in ids: out["problems"].append([column, f"the EOS token {tokenizer.eos_token!r} inside the text"])
-    if not prompt_ids: prompt_ids = [eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id]    # something must predict the first token
-    whole = [ids + [eos] for ids in texts_ids]
-    prompt_ids, kept = _cut(prompt_ids, whole, **cut)
-    if not all(kept): out["problems"].append(["prompt", f"{len(prompt_ids)} tokens leave no room for a completion in max_length={cut['max_length']}"])
-    elif any(a == b[:len(a)] for i, a in enumerate(kept) for j, b in enumerate(kept) if i != j):
-        out["problems"].append([columns[-1], "one completion is a prefix of another, or equal to it, once cut to max_length"])
-    return {**out, "prompt_ids": prompt_ids, "completion_ids": kept, "ranks": ranks, "cut": sum(a != b for a, b in zip(kept, whole))}
 
-# %% ../nbs/06_data.ipynb #cell-021
-_FEATURES = Features({"prompt_ids": [Value("int32")], "completion_ids": [[Value("int32")]], "ranks": [Value("int32")],
-                      "row": Value("int64"), "cut": Value("int32"), "problems": [[Value("string")]]})
-
-def _from_tokens(row:dict, index:int, sft:bool) -> dict:
-    "The group of an already tokenised pair."
-    out = {"prompt_ids": row["prompt_ids"], "completion_ids": [row["chosen_ids"]] + [row["rejected_ids"]]*(not sft),
-           "ranks": [0] + [1]*(not sft), "row": index}
-    if "ref_chosen_logps" in row and not sft: out["ref_logps"] = [row["ref_chosen_logps"], row["ref_rejected_logps"]]
-    return out
-
-def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already tokenised
-                         tokenizer, # a Hugging Face tokenizer with an EOS token
-                         *,
-                         max_length:int=None, # prompt and completion together, tokens
-                         max_prompt_length:int=None, # the prompt, where it must be cut
-                         truncation_mode:str="keep_end", # which end of the prompt to keep: "keep_end" | "keep_start"
-                         sft:bool=False, # keep the best completion alone
-                         on_bad_rows:str="raise", # "raise" | "drop"
-                         num_proc:int=None, # processes
-                        ) -> Dataset: # prompt_ids, completion_ids (best first), ranks, row (index in `dataset`)
-    """Groups of token ids from rows of text; every row is checked. Raises `BadRows`. Tokenised input has `prompt_ids`, `chosen_ids`,
-    `rejected_ids` (and `ref_chosen_logps`, `ref_rejected_logps`), completions with their EOS."""
-    if truncation_mode not in ("keep_end", "keep_start"):
-        raise ValueError(f"argument 'truncation_mode': {truncation_mode!r} is not 'keep_end' or 'keep_start'")
-    if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token, a completion must say when it is over")
-    if not len(dataset): raise ValueError("the data set is empty")
-    if "prompt_ids" in dataset.column_names: return dataset.map(_from_tokens, remove_columns=dataset.column_names, with_indices=True, fn_kwargs={"sft": sft})
-    ranked, columns = "completions" in dataset.column_names, dataset.column_names
-    wanted = ["prompt", "completions", "ranks"] if ranked else ["prompt", "chosen"] + ["rejected"]*(not sft)
-    if missing := [c for c in wanted if c not in columns]:
-        hint = "; load_preferences splits HH transcripts"*("prompt" in missing)
-        raise BadRows([Finding(0, c, f"missing (the columns are {', '.join(columns)}{hint})") for c in missing], len(dataset))
-    out = dataset.map(_tokenize_row, with_indices=True, remove_columns=dataset.column_names, num_proc=num_proc, desc="tokenising", features=_FEATURES,
-                      fn_kwargs=dict(tokenizer=tokenizer, sft=sft, max_length=max_length, max_prompt_length=max_prompt_length,
-                                     truncation_mode=truncation_mode))
-    bad = _settle([Finding(i, *p) for i, problems in enumerate(out["problems"]) for p in problems], len(out), on_bad_rows)
-    if n := sum(out["cut"]): logger.warning("%d completions were cut to max_length=%s and lost their EOS", n, max_length)
-    return out.select([i for i in range(len(out)) if i not in bad]).remove_columns(["problems", "cut"])
-
-# %% ../nbs/06_data.ipynb #cell-023
+# %% ../nbs/06_data.ipynb #cell-025
 def train_tokenizer(texts, # an iterable of str
                     vocab_size:int=512, # at least 257: every byte, and EOS
                    ): # a `PreTrainedTokenizerFast`
@@ -264,7 +279,200 @@ def train_tokenizer(texts, # an iterable of str
                                                        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
-# %% ../nbs/06_data.ipynb #cell-029
+# %% ../nbs/06_data.ipynb #cell-027
+def _render(prompt:list, completions:list, columns:list, tokenizer) -> tuple:
+    "(prompt, completions, findings): lists of messages as text; a completion stands without its last EOS, and what follows that."
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("the rows are messages, and the tokenizer has no chat template: set tokenizer.chat_template, or write prompts and completions as text")
+    eos, texts, found = tokenizer.eos_token, [], []
+    for column, messages in zip(columns, [prompt, *completions]):
+        if any(eos in m["content"] for m in messages): found.append((column, f"the EOS token {eos!r} inside the text"))
+    if found: return "", [], found
+    def write(messages, **how): return tokenizer.apply_chat_template(_plain(messages), tokenize=False, **how)
+    try: before, wholes = write(prompt, add_generation_prompt=True), [write(prompt + c) for c in completions]
+    except Exception as e: return "", [], [("prompt", f"the chat template refuses it: {e}")]       # templates raise what they like
+    for column, whole in zip(columns[1:], wholes):
+        if not whole.startswith(before): found.append((column, "the chat template writes the prompt another way when a completion follows")); continue
+        said, mark, rest = whole[len(before):].rpartition(eos)
+        texts.append(said if mark and not rest.strip() else whole[len(before):])
+        if not texts[-1].strip(): found.append((column, "empty completion, once written by the chat template"))
+    return before, texts, found
+
+
+# %% ../nbs/06_data.ipynb #cell-030
+def _adds(tokenizer) -> tuple:
+    "(begins every text with BOS?, ends it with EOS?)"
+    ids = tokenizer("a")["input_ids"]
+    return len(ids) > 1 and ids[0] == tokenizer.bos_token_id, len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+
+def _encode(prompt:str, texts:list, columns:list, tokenizer, chat:bool, adds:tuple, edge:int=32) -> tuple:
+    "(prompt's ids, completions' ids without EOS, findings, notes)"
+    eos, bos, found, notes = tokenizer.eos_token_id, tokenizer.bos_token_id, [], []
+    prompt_ids = tokenizer(prompt, add_special_tokens=not chat)["input_ids"]
+    if not chat and adds[1]: prompt_ids = prompt_ids[:-1]
+    if not chat and adds[0] and prompt_ids[1:2] == [bos]: prompt_ids, notes = prompt_ids[1:], ["bos"]
+    tail, heads = prompt[-edge:], [text[:edge] for text in texts]
+    texts_ids, (tail, *heads), joint = _parts(tokenizer([*texts, tail, *heads, *(tail + head for head in heads)], add_special_tokens=False)["input_ids"], len(texts))
+    if tail and any(ids != tail + head for ids, head in zip(joint, heads)): notes.append("joint")
+    for column, ids in zip(columns, [[] if chat else prompt_ids[adds[0]:], *texts_ids]):
+        if eos in ids: found.append((column, f"the EOS token {tokenizer.eos_token!r} inside the text"))
+        elif column != "prompt" and not ids: found.append((column, "no tokens: the tokenizer knows nothing of it"))
+    return prompt_ids or [eos if bos is None else bos], texts_ids, found, notes        # something must predict the first token
+
+def _parts(items:list, n:int) -> tuple: return items[:n], items[n:-n], items[-n:]
+
+
+# %% ../nbs/06_data.ipynb #cell-032
+def _cut(prompt:list, completions:list, max_length:int=None, max_prompt_length:int=None, truncation_mode:str="keep_end") -> tuple:
+    "(prompt, completions) that fit `max_length` together; the prompt is cut only where the longest completion does not fit."
+    if max_length is None or len(prompt) + max(map(len, completions)) <= max_length: return prompt, completions
+    if max_prompt_length is not None and len(prompt) > max_prompt_length:
+        prompt = prompt[-max_prompt_length:] if truncation_mode == "keep_end" else prompt[:max_prompt_length]
+    return prompt, [c[:max(max_length - len(prompt), 0)] for c in completions]
+
+def _overlap(completions:list) -> bool: return any(a == b[:len(a)] for i, a in enumerate(completions) for j, b in enumerate(completions) if i != j)
+
+
+# %% ../nbs/06_data.ipynb #cell-035
+def _group(index:int, prompt_ids=(), completion_ids=(), ranks=(), notes=(), problems=()) -> dict:
+    "A group; `problems`: [column, reason] of what is wrong with it, `notes`: what is to be counted."
+    return {"prompt_ids": list(prompt_ids), "completion_ids": list(completion_ids), "ranks": list(ranks), "row": index,
+            "notes": list(notes), "problems": [list(p) for p in problems]}
+
+def _fit(index:int, prompt_ids:list, whole:list, ranks:list, columns:list, found:list, notes:list, **cut) -> dict:
+    "The group, cut to `max_length`."
+    prompt_ids, kept = _cut(prompt_ids, whole, **cut)
+    if not all(kept): found = [*found, (columns[0], f"{len(prompt_ids)} tokens leave no room for a completion in max_length={cut['max_length']}")]
+    elif _overlap(kept): found = [*found, (columns[-1], "one completion is a prefix of another, or equal to it" + ", once cut to max_length"*(not _overlap(whole)))]
+    return _group(index, prompt_ids, kept, ranks, [*notes, *["cut"]*sum(a != b for a, b in zip(kept, whole))], found)
+
+def _tokenize_row(row:dict, index:int, tokenizer, sft:bool=False, adds:tuple=(False, False), **cut) -> dict:
+    "The group of one row of text or messages, with its problems."
+    row, found = _split_row(row, sft)
+    if found := found or _check_row(row, sft): return _group(index, problems=found)
+    prompt, texts, ranks = _to_group(row, sft)
+    columns = ["prompt"] + (["completions"]*len(texts) if "completions" in row else ["chosen"] + ["rejected"]*(len(texts) - 1))
+    chat = isinstance(prompt, list)
+    if chat: prompt, texts, found = _render(prompt, texts, columns, tokenizer)
+    if found: return _group(index, problems=found)
+    prompt_ids, texts_ids, found, notes = _encode(prompt, texts, columns, tokenizer, chat, adds)
+    return _fit(index, prompt_ids, [ids + [tokenizer.eos_token_id] for ids in texts_ids], ranks, columns, found, notes, **cut)
+
+
+# %% ../nbs/06_data.ipynb #cell-036
+_REFS = ("ref_chosen_logps", "ref_rejected_logps")
+
+def _wrong_ids(ids, size:int) -> str:
+    "Why these are not token ids of a vocabulary of this size, or ''."
+    if _gone(ids): return "missing"
+    if not isinstance(ids, list): return f"expected a list of token ids, got {type(ids).__name__}"
+    if other := next((t for t in map(type, ids) if t is not int), None): return f"expected token ids, got {other.__name__}"
+    if not ids: return "no tokens"
+    return f"token id {min(ids) if min(ids) < 0 else max(ids)} is not in the tokenizer's vocabulary of {size}" if min(ids) < 0 or max(ids) >= size else ""
+
+def _wrong_logp(x) -> str:
+    if x is None: return "missing"
+    if type(x) not in (int, float): return f"expected a log-probability, got {type(x).__name__}"
+    return "" if math.isfinite(x) and x <= 1e-6 else f"{x} is not a log-probability"
+
+def _from_tokens(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), **cut) -> dict:
+    "The group of an already tokenised pair, checked and cut as text is."
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids"][:3 - sft]
+    found = [(c, why) for c in columns if (why := _wrong_ids(row.get(c), len(tokenizer)))]
+    found += [(c, why) for c in refs if (why := _wrong_logp(row.get(c)))]
+    known = {"ref_logps": []} if refs else {}
+    if found: return _group(index, problems=found) | known
+    prompt_ids, *whole = [row[c] for c in columns]
+    eos = tokenizer.eos_token_id
+    found = [(c, f"the EOS token {tokenizer.eos_token!r} before the end") for c, ids in zip(columns[1:], whole) if eos in ids[:-1]]
+    out = _fit(index, prompt_ids, whole, [0, 1][:len(whole)], columns, found, ["open"]*sum(ids[-1] != eos for ids in whole), **cut)
+    if refs and "cut" in out["notes"]: out["problems"].append([columns[-1], f"longer than max_length={cut['max_length']}, and its reference log-prob is that of all of it"])
+    return out | {key: [float(row[c]) for c in refs] for key in known}
+
+
+# %% ../nbs/06_data.ipynb #cell-038
+_NOTES = {"cut": "%d completions were cut to max_length=%s and lost their EOS", "open": "%d already tokenised completions do not end in EOS",
+          "joint": "%d rows would have other tokens where prompt and completion meet, were the two one text (does the prompt end in a space?)",
+          "bos": "%d prompts begin with BOS, which the tokenizer adds as well: one was left out"}
+
+def _note(kind:str, n:int, max_length, so_far:str=""): logger.warning(so_far + _NOTES[kind], *(n, max_length) if kind == "cut" else (n,))
+
+_FEATURES = {"prompt_ids": [Value("int32")], "completion_ids": [[Value("int32")]], "ranks": [Value("int32")], "row": Value("int64")}
+_REPORT = {"notes": [Value("string")], "problems": [[Value("string")]]}
+
+def _check_call(dataset, tokenizer, max_length, max_prompt_length, truncation_mode, on_bad_rows):
+    "Raises `ValueError` for arguments that do not fit."
+    if not isinstance(dataset, (Dataset, IterableDataset)): raise ValueError(f"argument 'dataset': expected a datasets.Dataset or IterableDataset, got {type(dataset).__name__}")
+    if truncation_mode not in ("keep_end", "keep_start"): raise ValueError(f"argument 'truncation_mode': {truncation_mode!r} is not 'keep_end' or 'keep_start'")
+    if on_bad_rows not in ("raise", "drop"): raise ValueError(f"argument 'on_bad_rows': {on_bad_rows!r} is not 'raise' or 'drop'")
+    for name, n in (("max_length", max_length), ("max_prompt_length", max_prompt_length)):
+        if n is not None and (type(n) is not int or n < 1): raise ValueError(f"argument '{name}': expected a positive integer or None, got {n!r}")
+    if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token, a completion must say when it is over")
+
+def _check_columns(columns:list, sft:bool) -> tuple:
+    "(are these rows already tokenised?, their columns of reference log-probs). Raises `BadRows` for columns that are not there at all."
+    ids = ["prompt_ids", "chosen_ids", "rejected_ids"][:3 - sft]
+    tokens = any(c in columns for c in ids)
+    wanted = ids if tokens else ["prompt", "completions", "ranks"] if "completions" in columns else ["chosen", "rejected"][:2 - sft]
+    refs = _REFS if tokens and not sft and any(c in columns for c in _REFS) else ()
+    if missing := [c for c in (*wanted, *refs) if c not in columns]: raise BadRows([Finding(0, c, f"missing (the columns are {', '.join(columns)})") for c in missing], 1)
+    return tokens, refs
+
+
+# %% ../nbs/06_data.ipynb #cell-039
+def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already tokenised; or an `IterableDataset` of such rows
+                         tokenizer, # a Hugging Face tokenizer with an EOS token
+                         *,
+                         max_length:int=None, # prompt and completion together, tokens
+                         max_prompt_length:int=None, # the prompt, where it must be cut
+                         truncation_mode:str="keep_end", # which end of the prompt to keep: "keep_end" | "keep_start"
+                         sft:bool=False, # keep the best completion alone
+                         on_bad_rows:str="raise", # "raise" | "drop"
+                         num_proc:int=None, # processes; not for a stream
+                        ) -> Dataset: # prompt_ids, completion_ids (best first), ranks, row (index in `dataset`), ref_logps where given; or an `IterableDataset`
+    """Groups of token ids from rows of text, messages or tokens; every row is checked. Raises `BadRows`, and `ValueError` for arguments
+    that do not fit. Tokenised input has `prompt_ids`, `chosen_ids`, `rejected_ids` (and `ref_chosen_logps`, `ref_rejected_logps`)."""
+    _check_call(dataset, tokenizer, max_length, max_prompt_length, truncation_mode, on_bad_rows)
+    stream, dataset = isinstance(dataset, IterableDataset), dataset.with_format(None)
+    if (first := next(iter(dataset), None)) is None: raise ValueError("the data set is empty")
+    columns = dataset.column_names or list(first)
+    tokens, refs = _check_columns(columns, sft)
+    how = dict(tokenizer=tokenizer, sft=sft, max_length=max_length, max_prompt_length=max_prompt_length, truncation_mode=truncation_mode)
+    how |= {"refs": refs} if tokens else {"adds": _adds(tokenizer)}
+    features = _FEATURES | ({"ref_logps": [Value("float64")]} if refs else {})
+    make = _from_tokens if tokens else _tokenize_row
+    if stream: return _tokenize_stream(dataset, make, how, features, on_bad_rows)
+    out = dataset.map(make, with_indices=True, remove_columns=columns, num_proc=num_proc, desc="tokenising", features=Features(features | _REPORT), fn_kwargs=how)
+    bad = _settle([Finding(i, *p) for i, problems in enumerate(out["problems"]) for p in problems], len(out), on_bad_rows)
+    for kind, n in Counter(note for i, notes in enumerate(out["notes"]) if i not in bad for note in notes).items(): _note(kind, n, max_length)
+    return out.select([i for i in range(len(out)) if i not in bad]).remove_columns(list(_REPORT))
+
+
+# %% ../nbs/06_data.ipynb #cell-040
+class _Watch:
+    "Makes groups of the rows of a stream and says what is found, ever more rarely."
+    def __init__(self, make, how:dict, on_bad_rows:str): self.make, self.how, self.on_bad_rows, self.counts = make, how, on_bad_rows, Counter()
+
+    def __call__(self, row, index):
+        if not index: self.counts.clear()                                              # another pass
+        out = self.make(row, index, **self.how)
+        findings = [Finding(index, *p) for p in out["problems"]]
+        if findings and self.on_bad_rows == "raise": raise BadRows(findings, index + 1)
+        for kind in ["bad"] if findings else out["notes"]:
+            self.counts[kind] += 1
+            n, power_of_ten = self.counts[kind], str(self.counts[kind]).strip("0") == "1"
+            if kind != "bad": power_of_ten and _note(kind, n, self.how["max_length"], f"up to row {index}: ")
+            elif n <= 10 or power_of_ten: logger.warning("dropped: %s%s", "; ".join(map(str, findings)), f" ({n} bad rows so far)" if n > 9 else "")
+        return out
+
+def _tokenize_stream(dataset:IterableDataset, make, how:dict, features:dict, on_bad_rows:str) -> IterableDataset:
+    out = dataset.map(_Watch(make, how, on_bad_rows), with_indices=True, features=Features(features | _REPORT))
+    return out.filter(_is_good, input_columns="problems").select_columns(list(features))
+
+def _is_good(problems) -> bool: return not problems
+
+
+# %% ../nbs/06_data.ipynb #cell-052
 def _first_fit(sizes:list, room:int) -> list:
     "Lists of indices, longest first, with sizes that sum to at most `room` each (or one that is larger)."
     rows, left = [], []
@@ -274,7 +482,7 @@ def _first_fit(sizes:list, room:int) -> list:
         rows[row].append(i); left[row] -= sizes[i]
     return rows
 
-# %% ../nbs/06_data.ipynb #cell-030
+# %% ../nbs/06_data.ipynb #cell-053
 def _share_rows(sizes:list, row_length:int) -> tuple:
     "(rows, width): lists of indices with the fewest places in all, none longer than `row_length` or the largest size."
     total, largest = sum(sizes), max(sizes)
@@ -289,7 +497,7 @@ def _full_rows(sizes:list, row_length:int, window:int=1024) -> list:
     return [[start + i for i in row] for start in range(0, len(sizes), window) for row in _first_fit(sizes[start:start + window], row_length)]
 
 
-# %% ../nbs/06_data.ipynb #cell-032
+# %% ../nbs/06_data.ipynb #cell-055
 def _padded_rows(groups:list, pad:int, multiple:int) -> dict:
     "One row for each completion, its prompt in front: (N,T)."
     flat = [(g["prompt_ids"], c) for g in groups for c in g["completion_ids"]]
@@ -325,7 +533,7 @@ def _packed_rows(groups:list, pad:int, multiple:int, row_length:int, rows:list=N
                 at += len(tokens)
     return out | {"predicts": torch.tensor(predicts), "targets": torch.tensor(targets), "completion": torch.tensor(completion)}
 
-# %% ../nbs/06_data.ipynb #cell-033
+# %% ../nbs/06_data.ipynb #cell-056
 class PreferenceCollator:
     """Groups of token ids -> one batch. Packed: `input_ids`, `position_ids`, `group`, `part` (R,L), `predicts`, `targets`, `completion`
     (M,): for each scored token the flat place that predicts it, its id, and its completion. Padded: `input_ids`, `attention_mask`,
@@ -348,7 +556,7 @@ class PreferenceCollator:
         if "ref_logps" in groups[0]: batch["ref_logps"] = torch.tensor([x for g in groups for x in g["ref_logps"]], dtype=torch.float64)
         return batch
 
-# %% ../nbs/06_data.ipynb #cell-034
+# %% ../nbs/06_data.ipynb #cell-057
 def packed_mask(group:Tensor, # (R,L) number of the group, -1 = padding
                 part:Tensor, # (R,L) 0 = prompt, k = completion k
                ) -> Tensor: # (R,1,L,L) bool: may query (third) see key (last)?
@@ -365,7 +573,7 @@ def packed_block_mask(group:Tensor, part:Tensor): # (R,L) each, as above -> a Bl
         return (key <= query) & (group[row, query] == group[row, key]) & ((part[row, key] == 0) | (part[row, query] == part[row, key]))
     return create_block_mask(sees, len(group), None, group.shape[1], group.shape[1], device=group.device)
 
-# %% ../nbs/06_data.ipynb #cell-040
+# %% ../nbs/06_data.ipynb #cell-063
 FACTS = {"capital of {}": dict(France="Paris", Italy="Rome", Spain="Madrid", Japan="Tokyo", Egypt="Cairo", Peru="Lima", Norway="Oslo", Greece="Athens"),
          "opposite of {}": dict(hot="cold", big="small", fast="slow", dark="light", wet="dry", old="new", hard="soft", full="empty"),
          "colour of {}": dict(grass="green", snow="white", blood="red", coal="black", gold="yellow", the_sky="blue", an_orange="orange", chocolate="brown")}
@@ -389,7 +597,7 @@ def _answer(rng, what:str, right:str, wrong:list, correct:float, polite:float, r
     manner = rng.choices(["polite", "rude", "plain"], [polite, rude, 1 - polite - rude])[0]
     return " " + {"polite": f"{rng.choice(POLITE)} {said}", "rude": f"{said} {rng.choice(RUDE)}", "plain": said}[manner]
 
-# %% ../nbs/06_data.ipynb #cell-041
+# %% ../nbs/06_data.ipynb #cell-064
 _TRUTH = {f"the {kind.format(thing.replace('_', ' '))}": answer for kind, facts in FACTS.items() for thing, answer in facts.items()}
 _ASKED = re.compile("|".join(sorted([r"\d+ plus \d+", *map(re.escape, _TRUTH)], key=len, reverse=True)))
 
