@@ -11,7 +11,8 @@ _WHERE = {
     "ybar": "ybar_logp ybar_logp_tree",
     "loss": "slpo_loss slpo_sample_loss",
     "data": "split_hh load_preferences preference_world world_reward BadRows PreferenceCollator",
-    "trainer": "SLPOConfig SLPOTrainer",
+    "trainer": "Interrupted SLPOConfig SLPOTrainer",
+    "evaluate": "SampleTable",
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names.split()}
 __all__ = sorted(_MODULE)

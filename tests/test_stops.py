@@ -47,11 +47,12 @@ def test_killed_at_any_moment_a_run_ends_where_it_would_have(tmp_path):
     "kill -9 at random moments, caching and checkpointing included (a checkpoint after every step); SLPO_KILLS=200 for more of them."
     import slpo.trainer  # noqa: F401  (imported once, before the forks)
     start = time.time()
-    wanted, history = finish(tmp_path/"whole")
+    settings = dict(max_steps=20, logging_steps=6)
+    wanted, history = finish(tmp_path/"whole", **settings)
     duration, rng, seen = time.time() - start, random.Random(0), {}
     for i in range(KILLS):
         out = tmp_path/f"{i}"
-        pid = child(out)
+        pid = child(out, **settings)
         time.sleep(rng.uniform(0, duration))
         os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
         folders, whole = list((out/"run").glob("checkpoint-*")), last_checkpoint(out/"run")
@@ -59,7 +60,7 @@ def test_killed_at_any_moment_a_run_ends_where_it_would_have(tmp_path):
         half = [f for f in folders if not (f/"trainer_state.json").exists()]
         state = "half a checkpoint" if half else "checkpoints" if whole else "reference kept" if cached else "before that"
         seen[state] = seen.get(state, 0) + 1
-        got, again = finish(out)
+        got, again = finish(out, **settings)
         assert got.equal(wanted) and again == history, f"kill {i} ({state})"
     print(f"\n{KILLS} kills in runs of {duration:.1f} s found: {seen}")
 

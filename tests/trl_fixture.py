@@ -3,18 +3,17 @@
     pip install torch==2.13.0 trl==1.16.0 && python tests/trl_fixture.py
 
 Two small random models are policy and reference; for every pair it writes TRL's log-probabilities,
-the lengths, and TRL's loss for one batch that holds this pair alone.
+the lengths, and TRL's loss for one batch that holds this pair alone. Then it trains, and writes what
+TRL logged at every step.
 """
 import json
 import tempfile
 from pathlib import Path
 
 import torch
-import trl
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer
 
 ROWS = [("Q: 2 plus 2?\nA:", " four", " five, I think"), ("Say hello.\n", "Hello there, how are you today?", "No."),
         ("Name a colour.\n", "Green", "Greenland is an island"), ("Count:", " one two three four five six seven", " one two")]
@@ -34,7 +33,25 @@ def model(seed):
                                             initializer_range=0.1, bos_token_id=0, eos_token_id=0))
 
 
+TRAINING = dict(per_device_train_batch_size=2, max_steps=8, learning_rate=2e-3, warmup_steps=2, logging_steps=1, beta=0.3, label_smoothing=0.0, loss_type="sigmoid",
+                max_length=512, precompute_ref_log_probs=True, gradient_checkpointing=False, gradient_accumulation_steps=2, seed=3, report_to="none", save_strategy="no",
+                use_cpu=True, bf16=False, disable_tqdm=True)
+LOGGED = ("loss", "grad_norm", "learning_rate", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
+
+
+def rows(): return Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), (f"{i}. {p}", c, r))) for i in range(3) for p, c, r in ROWS])
+
+
+def train(Config, Trainer):
+    "What a trainer logs in a short run; for TRL's classes and for ours."
+    t = Trainer(model(0), args=Config(output_dir=tempfile.mkdtemp(), **TRAINING), train_dataset=rows(), processing_class=tokenizer())
+    t.train()
+    return [{k: h[k] for k in LOGGED} for h in t.state.log_history if "loss" in h]
+
+
 def main():
+    import trl
+    from trl import DPOConfig, DPOTrainer
     data = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), row)) for row in ROWS])
     records = [{} for _ in ROWS]
     for loss_type, beta in (("sigmoid", 0.1), ("sigmoid", 0.5), ("ipo", 0.1), ("ipo", 0.3)):
@@ -50,7 +67,7 @@ def main():
                 record["ref_logps"] = [x.item() for x in t.compute_ref_log_probs(t.ref_model, dict(batch))]
             record["lengths"] = batch["completion_mask"].sum(-1).tolist()
     path = Path(__file__).with_name("trl_losses.json")
-    path.write_text(json.dumps({"trl": trl.__version__, "torch": torch.__version__, "records": records}, indent=1) + "\n")
+    path.write_text(json.dumps({"trl": trl.__version__, "torch": torch.__version__, "records": records, "history": train(DPOConfig, DPOTrainer)}, indent=1) + "\n")
     print(path.read_text())
 
 
