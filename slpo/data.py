@@ -124,14 +124,14 @@ def _check_row(row:dict, sft:bool=False) -> list:
     wanted = _columns(row, sft)
     found = [(c, "missing") for c in wanted if _gone(row.get(c))]
     if found: return found
-    if why := (_wrong_messages if chat else _wrong_text)(row["prompt"]): found.append(("prompt", why))
+    if wrong_prompt := (_wrong_messages if chat else _wrong_text)(row["prompt"]): found.append(("prompt", wrong_prompt))
     if ranked: found += _check_ranks(row["completions"], row["ranks"])
     for column in ("completions",) if ranked else wanted[1:]:
         texts = [row[column]] if column == "chosen" else row[column] if ranked and isinstance(row[column], list) else _listed(row[column], chat)
         if not texts: found.append((column, "an empty list"))
         if not chat and any(isinstance(m, dict) for text in [row[column], *texts] if isinstance(text, list) for m in text):
             found.append((column, "messages after a prompt of plain text: give the prompt as messages too, or leave it out")); continue
-        found += [(column, why) for text in texts if (why := _wrong_completion(text, chat, None if found else row["prompt"]))]
+        found += [(column, why) for text in texts if (why := _wrong_completion(text, chat, None if wrong_prompt else row["prompt"]))]
     if found or sft: return list(dict.fromkeys(found))
     keys, column = [_key(text) for text in _to_group(row)[1]], "completions" if ranked else "rejected"
     if not ranked and keys[0] in keys[1:]: return [(column, "identical to 'chosen'")]
@@ -236,7 +236,7 @@ def load_preferences(name_or_path, # "world", a .jsonl, .jsonl.gz or .parquet fi
                      on_bad_rows:str="raise", # "raise" | "drop"
                      sft:bool=False, # for supervised fine-tuning: no rejected completion is needed, or kept
                     ) -> Dataset: # columns prompt, chosen, rejected (or prompt, completions, ranks)
-    """Load preferences and check every row. Raises `BadRows` (a `ValueError`) with row numbers and reasons, `ValueError` with the line
+    """Load preferences, as text or messages, and check every row. Raises `BadRows` (a `ValueError`) with row numbers and reasons, `ValueError` with the line
     number for a broken JSON line, `FileNotFoundError` for a missing file. Rows are kept in a temporary file, not in memory."""
     read, total, findings, layout, lists = _row_reader(name_or_path, split), 0, [], None, False
     def is_chat(row): return isinstance(row["prompt"], list)
@@ -409,13 +409,13 @@ def _check_call(dataset, tokenizer, max_length, max_prompt_length, truncation_mo
         if n is not None and (type(n) is not int or n < 1): raise ValueError(f"argument '{name}': expected a positive integer or None, got {n!r}")
     if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token, a completion must say when it is over")
 
-def _check_columns(columns:list, sft:bool) -> tuple:
+def _check_columns(columns:list, sft:bool, total:int) -> tuple:
     "(are these rows already tokenised?, their columns of reference log-probs). Raises `BadRows` for columns that are not there at all."
     ids = ["prompt_ids", "chosen_ids", "rejected_ids"][:3 - sft]
     tokens = any(c in columns for c in ids)
     wanted = ids if tokens else ["prompt", "completions", "ranks"] if "completions" in columns else ["chosen", "rejected"][:2 - sft]
     refs = _REFS if tokens and not sft and any(c in columns for c in _REFS) else ()
-    if missing := [c for c in (*wanted, *refs) if c not in columns]: raise BadRows([Finding(0, c, f"missing (the columns are {', '.join(columns)})") for c in missing], 1)
+    if missing := [c for c in (*wanted, *refs) if c not in columns]: raise BadRows([Finding(0, c, f"missing (the columns are {', '.join(columns)})") for c in missing], total)
     return tokens, refs
 
 
@@ -436,7 +436,7 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
     stream, dataset = isinstance(dataset, IterableDataset), dataset.with_format(None)
     if (first := next(iter(dataset), None)) is None: raise ValueError("the data set is empty")
     columns = dataset.column_names or list(first)
-    tokens, refs = _check_columns(columns, sft)
+    tokens, refs = _check_columns(columns, sft, 1 if stream else len(dataset))
     how = dict(tokenizer=tokenizer, sft=sft, max_length=max_length, max_prompt_length=max_prompt_length, truncation_mode=truncation_mode)
     how |= {"refs": refs} if tokens else {"adds": _adds(tokenizer)}
     features = _FEATURES | ({"ref_logps": [Value("float64")]} if refs else {})

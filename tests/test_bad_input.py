@@ -3,6 +3,8 @@ import gzip
 import json
 import logging
 import math
+import pickle
+import random
 
 import datasets
 import pandas as pd
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from slpo.cli import train_main
-from slpo.data import BadRows, load_preferences, tokenize_preferences, train_tokenizer
+from slpo.data import BadRows, Finding, _encode, load_preferences, tokenize_preferences, train_tokenizer
 
 datasets.disable_progress_bars()
 
@@ -252,7 +254,6 @@ def test_row_of_a_file_is_found(layout, change, column, reason, tmp_path, caplog
     rows, files = three(layout, change), []
     if text := as_json(rows): (tmp_path/"rows.jsonl").write_text(text); files.append("rows.jsonl")
     if None in change.values() and (dataset := in_arrow(rows)): dataset.to_parquet(tmp_path/"rows.parquet"); files.append("rows.parquet")     # slower, so not every row
-    if not files: pytest.skip("neither JSON nor Parquet can hold it")
     for file in files:
         check(lambda on_bad_rows: load_preferences(tmp_path/file, on_bad_rows=on_bad_rows), lambda left: list(map(number, left)), column, reason, caplog)
         command(capsys, tmp_path, file, f"row 1: column '{column}': ", reason)
@@ -404,6 +405,33 @@ def test_what_is_cut_or_odd_is_counted(caplog):
     assert said(long + GOOD["text"], max_length=24) == ["2 completions were cut to max_length=24 and lost their EOS"]
     assert said([{"prompt": "so yes ", "chosen": "no", "rejected": "yes"}]*3 + GOOD["text"])[0].startswith("3 rows would have other tokens where prompt and completion meet")
     assert said([{**GOOD["ids"][0], "rejected_ids": [13]}] + GOOD["ids"]) == ["1 already tokenised completions do not end in EOS"]
+
+
+def test_the_edge_is_judged_as_the_whole_would_be():
+    "Other tokens where prompt and completion meet: the last and first 32 characters tell."
+    rng, tokenizer, seen = random.Random(0), train_tokenizer(["yes no question so then: "]*9, vocab_size=290), set()
+    def ids(text): return tokenizer(text, add_special_tokens=False)["input_ids"]
+    for _ in range(300):
+        prompt, chosen, rejected = (rng.choice(["", " "]) + " ".join(rng.choices(["yes", "no", "question", "so", "then:"], k=rng.randrange(1, 20))) + rng.choice(["", " ", "\n"]) for _ in range(3))
+        whole = any(ids(prompt + text) != ids(prompt) + ids(text) for text in (chosen, rejected))
+        assert ("joint" in _encode(prompt, [chosen, rejected], ["prompt", "chosen", "rejected"], tokenizer, False, (False, False))[3]) == whole
+        seen.add(whole)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("layout", GOOD)
+def test_streams_of_files_shards_and_formats_give_the_same(layout, tmp_path):
+    dataset = Dataset.from_list(GOOD[layout])
+    want = list(tokenize_preferences(dataset, TOKENIZER))
+    for other in (dataset.to_iterable_dataset(num_shards=3), dataset.with_format("torch"), dataset.to_iterable_dataset().with_format("numpy")):
+        got = tokenize_preferences(other, TOKENIZER)
+        assert list(got) == want and got.column_names == list(want[0])
+
+
+def test_bad_rows_survive_a_pickle():
+    e = BadRows([Finding(3, "chosen", "missing")], 9)
+    again = pickle.loads(pickle.dumps(e))
+    assert again.findings == e.findings and str(again) == str(e)
 
 
 def test_bad_rows_of_a_stream_are_reported_ever_more_rarely(caplog):
