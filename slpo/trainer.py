@@ -62,9 +62,9 @@ def _number(name, value) -> float:
     if not 0 < number < math.inf: raise ValueError(f"{name}={value!r}: expected a positive number or 'length'")
     return number
 
-# %% ../nbs/07_trainer.ipynb #cell-005
 def _knob(default, help): return field(default=default, metadata={"help": help})
 
+# %% ../nbs/07_trainer.ipynb #cell-005
 @dataclass
 class SLPOConfig(TrainingArguments):
     "`transformers.TrainingArguments` plus the settings of preference optimisation. Raises `ValueError` for settings that make no sense."
