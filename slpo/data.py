@@ -311,15 +311,18 @@ def _encode(prompt:str, texts:list, columns:list, tokenizer, chat:bool, adds:tup
     prompt_ids = tokenizer(prompt, add_special_tokens=not chat)["input_ids"]
     if not chat and adds[1]: prompt_ids = prompt_ids[:-1]
     if not chat and adds[0] and prompt_ids[1:2] == [bos]: prompt_ids, notes = prompt_ids[1:], ["bos"]
-    tail, heads = prompt[-edge:], [text[:edge] for text in texts]
-    texts_ids, (tail, *heads), joint = _parts(tokenizer([*texts, tail, *heads, *(tail + head for head in heads)], add_special_tokens=False)["input_ids"], len(texts))
-    if tail and any(ids != tail + head for ids, head in zip(joint, heads)): notes.append("joint")
+    texts_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    tail = prompt[-edge:]
+    if tail and any(_quick(tokenizer, tail + text[:edge]) != _quick(tokenizer, tail) + _quick(tokenizer, text[:edge]) for text in texts): notes.append("joint")
     for column, ids in zip(columns, [[] if chat else prompt_ids[adds[0]:], *texts_ids]):
         if eos in ids: found.append((column, f"the EOS token {tokenizer.eos_token!r} inside the text"))
         elif column != "prompt" and not ids: found.append((column, "no tokens: the tokenizer knows nothing of it"))
     return prompt_ids or [eos if bos is None else bos], texts_ids, found, notes        # something must predict the first token
 
-def _parts(items:list, n:int) -> tuple: return items[:n], items[n:-n], items[-n:]
+def _quick(tokenizer, text:str) -> list:
+    "Token ids, without the wrapper that takes longer than a short text."
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.encode(text, add_special_tokens=False).ids if backend else tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 # %% ../nbs/06_data.ipynb #cell-032

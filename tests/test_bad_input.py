@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from slpo.cli import train_main
@@ -399,11 +400,17 @@ def test_what_is_cut_or_odd_is_counted(caplog):
     "No finding, but one line each."
     def said(rows, **options):
         caplog.clear()
-        tokenize_preferences(Dataset.from_list(rows), TOKENIZER, **options)
+        tokenize_preferences(Dataset.from_list(rows), **{"tokenizer": TOKENIZER, **options})
         return [r.getMessage() for r in caplog.records]
     long = [{**GOOD["text"][0], "chosen": " yes"*30}]*2
     assert said(long + GOOD["text"], max_length=24) == ["2 completions were cut to max_length=24 and lost their EOS"]
     assert said([{"prompt": "so yes ", "chosen": "no", "rejected": "yes"}]*3 + GOOD["text"])[0].startswith("3 rows would have other tokens where prompt and completion meet")
+    with_bos = tokenizer_with()
+    with_bos.add_special_tokens({"bos_token": "<s>"})
+    with_bos.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", with_bos.bos_token_id)])
+    assert said([{**row, "prompt": "<s>" + row["prompt"]} for row in GOOD["text"][:2]] + GOOD["text"], tokenizer=with_bos) == ["2 prompts begin with BOS, which the tokenizer adds as well: one was left out"]
+    groups = list(tokenize_preferences(Dataset.from_list([GOOD["text"][0], {**GOOD["text"][0], "prompt": "<s>" + GOOD["text"][0]["prompt"]}]), with_bos))
+    assert groups[0]["prompt_ids"] == groups[1]["prompt_ids"] and groups[0]["prompt_ids"].count(with_bos.bos_token_id) == 1
     assert said([{**GOOD["ids"][0], "rejected_ids": [13]}] + GOOD["ids"]) == ["1 already tokenised completions do not end in EOS"]
 
 
