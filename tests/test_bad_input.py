@@ -435,6 +435,12 @@ def test_streams_of_files_shards_and_formats_give_the_same(layout, tmp_path):
         assert list(got) == want and got.column_names == list(want[0])
 
 
+def test_an_empty_prompt_is_one_token():
+    "Something must predict the first token of a completion."
+    group = tokenize_preferences(Dataset.from_list([{**GOOD["text"][0], "prompt": ""}]), TOKENIZER)[0]
+    assert group["prompt_ids"] == [TOKENIZER.eos_token_id]
+
+
 def test_bad_rows_survive_a_pickle():
     e = BadRows([Finding(3, "chosen", "missing")], 9)
     again = pickle.loads(pickle.dumps(e))
@@ -448,6 +454,14 @@ def test_bad_rows_of_a_stream_are_reported_ever_more_rarely(caplog):
         caplog.clear()
         assert [g["row"] for g in groups] == [1500, 1501, 1502]
         assert len(caplog.records) == 12 and "row 999: column 'chosen': empty completion (1000 bad rows so far)" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize("layout, column", [("text", "rejected"), ("ranked", "ranks"), ("ids with refs", "ref_rejected_logps")])
+def test_a_stream_that_does_not_know_its_columns_may_begin_badly(layout, column, caplog):
+    rows = [{k: v for k, v in GOOD[layout][0].items() if k != column}, *GOOD[layout][1:]]
+    def groups(on_bad_rows): return list(tokenize_preferences(IterableDataset.from_generator(lambda: iter(rows)), TOKENIZER, on_bad_rows=on_bad_rows))
+    with pytest.raises(BadRows, match=f"row 0: column '{column}': missing"): groups("raise")
+    assert [g["row"] for g in groups("drop")] == [1, 2] and f"row 0: column '{column}': missing" in caplog.text
 
 
 def test_templates_own_bos_and_end(caplog):
