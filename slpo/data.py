@@ -220,7 +220,7 @@ def _split_messages(row:dict, columns:tuple) -> tuple:
     if found := [(c, why) for c, talks in several.items() for talk in talks if (why := _wrong_messages(talk))]: return row, found
     keys = [_key(talk) for talks in several.values() for talk in talks]
     n = next((n for n in range(min(map(len, keys)) - 1, 0, -1) if len({key[:n] for key in keys}) == 1), 0)
-    if not n: return row, [(columns[-1], "no column 'prompt', and no first messages in common to be one" if len(keys) > 1 else "no column 'prompt', and no message before the last to be one")]
+    if not n: return row, [(columns[-1], f"no column 'prompt', and no {'first messages in common' if len(keys) > 1 else 'message before the last'} to be one")]
     cut = {c: [talk[n:] for talk in talks] for c, talks in several.items()}
     return {"prompt": row["chosen"][:n], **{c: talks if c == "rejected" and talks and row[c] is several[c] else talks[0] for c, talks in cut.items()}}, []
 
@@ -311,15 +311,18 @@ def _encode(prompt:str, texts:list, columns:list, tokenizer, chat:bool, adds:tup
     prompt_ids = tokenizer(prompt, add_special_tokens=not chat)["input_ids"]
     if not chat and adds[1]: prompt_ids = prompt_ids[:-1]
     if not chat and adds[0] and prompt_ids[1:2] == [bos]: prompt_ids, notes = prompt_ids[1:], ["bos"]
-    tail, heads = prompt[-edge:], [text[:edge] for text in texts]
-    texts_ids, (tail, *heads), joint = _parts(tokenizer([*texts, tail, *heads, *(tail + head for head in heads)], add_special_tokens=False)["input_ids"], len(texts))
-    if tail and any(ids != tail + head for ids, head in zip(joint, heads)): notes.append("joint")
+    texts_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    tail = prompt[-edge:]
+    if tail and any(_quick(tokenizer, tail + text[:edge]) != _quick(tokenizer, tail) + _quick(tokenizer, text[:edge]) for text in texts): notes.append("joint")
     for column, ids in zip(columns, [[] if chat else prompt_ids[adds[0]:], *texts_ids]):
         if eos in ids: found.append((column, f"the EOS token {tokenizer.eos_token!r} inside the text"))
         elif column != "prompt" and not ids: found.append((column, "no tokens: the tokenizer knows nothing of it"))
     return prompt_ids or [eos if bos is None else bos], texts_ids, found, notes        # something must predict the first token
 
-def _parts(items:list, n:int) -> tuple: return items[:n], items[n:-n], items[-n:]
+def _quick(tokenizer, text:str) -> list:
+    "Token ids, without the wrapper that takes longer than a short text."
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.encode(text, add_special_tokens=False).ids if backend else tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 # %% ../nbs/06_data.ipynb #cell-032
@@ -373,7 +376,7 @@ def _wrong_ids(ids, size:int) -> str:
 def _wrong_logp(x) -> str:
     if x is None: return "missing"
     if type(x) not in (int, float): return f"expected a log-probability, got {type(x).__name__}"
-    return "" if math.isfinite(x) and x <= 1e-6 else f"{x} is not a log-probability"
+    return "" if -1e300 < x <= 1e-6 else f"{x} is not a log-probability"
 
 def _from_tokens(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), **cut) -> dict:
     "The group of an already tokenised pair, checked and cut as text is."
@@ -410,12 +413,12 @@ def _check_call(dataset, tokenizer, max_length, max_prompt_length, truncation_mo
     if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token, a completion must say when it is over")
 
 def _check_columns(columns:list, sft:bool, total:int) -> tuple:
-    "(are these rows already tokenised?, their columns of reference log-probs). Raises `BadRows` for columns that are not there at all."
+    "(are these rows already tokenised?, their columns of reference log-probs). Raises `BadRows` for missing columns; 0 rows: nothing is known of them all."
     ids = ["prompt_ids", "chosen_ids", "rejected_ids"][:3 - sft]
     tokens = any(c in columns for c in ids)
     wanted = ids if tokens else ["prompt", "completions", "ranks"] if "completions" in columns else ["chosen", "rejected"][:2 - sft]
     refs = _REFS if tokens and not sft and any(c in columns for c in _REFS) else ()
-    if missing := [c for c in (*wanted, *refs) if c not in columns]: raise BadRows([Finding(0, c, f"missing (the columns are {', '.join(columns)})") for c in missing], total)
+    if total and (missing := [c for c in (*wanted, *refs) if c not in columns]): raise BadRows([Finding(0, c, f"missing (the columns are {', '.join(columns)})") for c in missing], total)
     return tokens, refs
 
 
@@ -435,8 +438,8 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
     _check_call(dataset, tokenizer, max_length, max_prompt_length, truncation_mode, on_bad_rows)
     stream, dataset = isinstance(dataset, IterableDataset), dataset.with_format(None)
     if (first := next(iter(dataset), None)) is None: raise ValueError("the data set is empty")
-    columns = dataset.column_names or list(first)
-    tokens, refs = _check_columns(columns, sft, 1 if stream else len(dataset))
+    columns = dataset.column_names or list(first)                                      # a stream may not know its columns
+    tokens, refs = _check_columns(columns, sft, len(dataset) if not stream else int(dataset.column_names is not None))
     how = dict(tokenizer=tokenizer, sft=sft, max_length=max_length, max_prompt_length=max_prompt_length, truncation_mode=truncation_mode)
     how |= {"refs": refs} if tokens else {"adds": _adds(tokenizer)}
     features = _FEATURES | ({"ref_logps": [Value("float64")]} if refs else {})

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from slpo.cli import train_main
@@ -399,11 +400,17 @@ def test_what_is_cut_or_odd_is_counted(caplog):
     "No finding, but one line each."
     def said(rows, **options):
         caplog.clear()
-        tokenize_preferences(Dataset.from_list(rows), TOKENIZER, **options)
+        tokenize_preferences(Dataset.from_list(rows), **{"tokenizer": TOKENIZER, **options})
         return [r.getMessage() for r in caplog.records]
     long = [{**GOOD["text"][0], "chosen": " yes"*30}]*2
     assert said(long + GOOD["text"], max_length=24) == ["2 completions were cut to max_length=24 and lost their EOS"]
     assert said([{"prompt": "so yes ", "chosen": "no", "rejected": "yes"}]*3 + GOOD["text"])[0].startswith("3 rows would have other tokens where prompt and completion meet")
+    with_bos = tokenizer_with()
+    with_bos.add_special_tokens({"bos_token": "<s>"})
+    with_bos.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", with_bos.bos_token_id)])
+    assert said([{**row, "prompt": "<s>" + row["prompt"]} for row in GOOD["text"][:2]] + GOOD["text"], tokenizer=with_bos) == ["2 prompts begin with BOS, which the tokenizer adds as well: one was left out"]
+    groups = list(tokenize_preferences(Dataset.from_list([GOOD["text"][0], {**GOOD["text"][0], "prompt": "<s>" + GOOD["text"][0]["prompt"]}]), with_bos))
+    assert groups[0]["prompt_ids"] == groups[1]["prompt_ids"] and groups[0]["prompt_ids"].count(with_bos.bos_token_id) == 1
     assert said([{**GOOD["ids"][0], "rejected_ids": [13]}] + GOOD["ids"]) == ["1 already tokenised completions do not end in EOS"]
 
 
@@ -428,6 +435,12 @@ def test_streams_of_files_shards_and_formats_give_the_same(layout, tmp_path):
         assert list(got) == want and got.column_names == list(want[0])
 
 
+def test_an_empty_prompt_is_one_token():
+    "Something must predict the first token of a completion."
+    group = tokenize_preferences(Dataset.from_list([{**GOOD["text"][0], "prompt": ""}]), TOKENIZER)[0]
+    assert group["prompt_ids"] == [TOKENIZER.eos_token_id]
+
+
 def test_bad_rows_survive_a_pickle():
     e = BadRows([Finding(3, "chosen", "missing")], 9)
     again = pickle.loads(pickle.dumps(e))
@@ -441,6 +454,14 @@ def test_bad_rows_of_a_stream_are_reported_ever_more_rarely(caplog):
         caplog.clear()
         assert [g["row"] for g in groups] == [1500, 1501, 1502]
         assert len(caplog.records) == 12 and "row 999: column 'chosen': empty completion (1000 bad rows so far)" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize("layout, column", [("text", "rejected"), ("ranked", "ranks"), ("ids with refs", "ref_rejected_logps")])
+def test_a_stream_that_does_not_know_its_columns_may_begin_badly(layout, column, caplog):
+    rows = [{k: v for k, v in GOOD[layout][0].items() if k != column}, *GOOD[layout][1:]]
+    def groups(on_bad_rows): return list(tokenize_preferences(IterableDataset.from_generator(lambda: iter(rows)), TOKENIZER, on_bad_rows=on_bad_rows))
+    with pytest.raises(BadRows, match=f"row 0: column '{column}': missing"): groups("raise")
+    assert [g["row"] for g in groups("drop")] == [1, 2] and f"row 0: column '{column}': missing" in caplog.text
 
 
 def test_templates_own_bos_and_end(caplog):

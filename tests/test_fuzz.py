@@ -47,6 +47,7 @@ def tokenizer_with(bos):
 # next-token log-probabilities (310,310) of models that see one token: what they say of disjoint completions sums to 1 at most
 MODELS = [(torch.randn(310, 310, dtype=torch.float64, generator=torch.Generator().manual_seed(i))*scale).log_softmax(-1) for i, scale in enumerate((.1, 1, 5))]
 TOKENIZERS = [(t, _adds(t)) for t in (tokenizer_with(False), tokenizer_with(True))]
+SIZE = min(len(t) for t, _ in TOKENIZERS)
 assert [adds for _, adds in TOKENIZERS] == [(False, False), (True, False)]
 ALPHABETS = ["abc de", " \n\t\r", "éßñøœ", "漢字かな", "🙂👩\u200d👩\u200d👧🏽", "\u202e\u0627\u0644", "e\u0301\u0323", "\x00\x01\x1b\x7f\x85", "\u2028\ufeff\ufffd\uffff", "{}[]\"'\\%<>"]
 
@@ -63,24 +64,27 @@ def weird(rng):
                        [{"role": "assistant", "content": None}], [{"role": "assistant"}], [{"role": "tool", "content": "4"}], [[{"role": "assistant", "content": "a"}]], text(rng), say(rng), ids(rng)])
 
 
-def say(rng, role="assistant", n=1): return [{"role": rng.choice(["user", "system", "bot", "tool"]) if rng.random() < .02 else role, "content": text(rng)} for _ in range(n)]
-def ids(rng, end=False): return [rng.randrange(1, 300) for _ in range(rng.randrange(1, 12))] + [0]*end
+def say(rng, role="assistant", n=1, start=""): return [{"role": rng.choice(["user", "system", "bot", "tool"]) if rng.random() < .02 else role, "content": start + text(rng)} for _ in range(n)]
+def ids(rng, end=False, start=()): return [*start, *(rng.randrange(1, SIZE) for _ in range(rng.randrange(1, 12)))] + [0]*end
 
 
 def row(rng, layout):
-    n = rng.randrange(2, 5)
-    if layout == "text": return dict(prompt=text(rng), chosen=text(rng), rejected=text(rng))
-    if layout == "many": return dict(prompt=text(rng), chosen=text(rng), rejected=[text(rng) for _ in range(rng.randrange(1, 4))])
-    if layout == "ranked": return dict(prompt=text(rng), completions=[text(rng) for _ in range(n)], ranks=[rng.randrange(3) for _ in range(n)])
+    n, same = rng.randrange(2, 5), rng.random() < .3         # completions that start alike, or are told apart by what a cut takes away
+    start = text(rng) if same else ""
+    prompt = rng.choice(["", "", "", BOS]) + text(rng) + rng.choice(["", "", " "])
+    if layout == "text": return dict(prompt=prompt, chosen=start + text(rng), rejected=start + text(rng))
+    if layout == "many": return dict(prompt=prompt, chosen=start + text(rng), rejected=[start + text(rng) for _ in range(n - 1)])
+    if layout == "ranked": return dict(prompt=prompt, completions=[start + text(rng) for _ in range(n)], ranks=[rng.randrange(3) for _ in range(n)])
     if layout == "hh":
         prompt = "".join(f"\n\nHuman:{text(rng)}{TURN}{text(rng)}" for _ in range(rng.randrange(2))) + f"\n\nHuman: {text(rng)}{TURN}"
-        return dict(chosen=prompt + text(rng), rejected=prompt + text(rng))
+        return dict(chosen=prompt + start + text(rng), rejected=prompt + start + text(rng))
     prompt = say(rng, "system", rng.randrange(2)) + say(rng, "user")
-    if layout == "chat": return dict(prompt=prompt, chosen=say(rng), rejected=say(rng))
-    if layout == "chat many": return dict(prompt=prompt, chosen=say(rng), rejected=[say(rng) for _ in range(rng.randrange(1, 4))])
-    if layout == "chat ranked": return dict(prompt=prompt, completions=[say(rng) for _ in range(n)], ranks=[rng.randrange(3) for _ in range(n)])
-    if layout == "talks": return dict(chosen=prompt + say(rng), rejected=prompt + say(rng))
-    pair = dict(prompt_ids=ids(rng), chosen_ids=ids(rng, rng.random() < .9), rejected_ids=ids(rng, rng.random() < .9))
+    if layout == "chat": return dict(prompt=prompt, chosen=say(rng, start=start), rejected=say(rng, start=start))
+    if layout == "chat many": return dict(prompt=prompt, chosen=say(rng, start=start), rejected=[say(rng, start=start) for _ in range(n - 1)])
+    if layout == "chat ranked": return dict(prompt=prompt, completions=[say(rng, start=start) for _ in range(n)], ranks=[rng.randrange(3) for _ in range(n)])
+    if layout == "talks": return dict(chosen=prompt + say(rng, start=start), rejected=prompt + say(rng, start=start))
+    start = ids(rng) if same else []
+    pair = dict(prompt_ids=ids(rng), chosen_ids=ids(rng, rng.random() < .9, start), rejected_ids=ids(rng, rng.random() < .9, start))
     return pair | (dict(ref_chosen_logps=-rng.random()*50, ref_rejected_logps=-rng.random()*50) if layout == "ids with refs" else {})
 
 
@@ -102,16 +106,33 @@ def damage(rng, row):
 
 
 def make(rng):
-    "(layout, rows)"
+    "(layout, rows, which of them are not damaged)"
     layout = rng.choice(LAYOUTS)
     broken, mixed = rng.choice([0, .1, .5, 1]), rng.random() < .05
     rows = [row(rng, rng.choice(LAYOUTS[:8]) if mixed and not layout.startswith("ids") else layout) for _ in range(rng.randrange(1, 7))]
-    return layout, [damage(rng, r) if rng.random() < broken else r for r in rows]
+    whole = [rng.random() >= broken for _ in rows]
+    return layout, [r if w else damage(rng, r) for r, w in zip(rows, whole)], whole
 
 
 def options(rng):
-    max_length = rng.choice([None, None, rng.randrange(1, 12), rng.randrange(8, 60), 1024])
+    max_length = rng.choice([None, None, rng.randrange(1, 12), rng.randrange(8, 60), rng.randrange(20, 80), 1024])
     return dict(max_length=max_length, max_prompt_length=rng.choice([None, rng.randrange(1, 40)]), truncation_mode=rng.choice(["keep_end", "keep_start"]))
+
+
+def surely_good(row, sft, tokenizer, adds):
+    "Nothing can be wrong with this undamaged row, but its length."
+    said = repr(row)
+    if EOS in said or "\\ud" in said or TURN in str(row.get("prompt", "")) or any(f"'role': '{r}'" in said for r in ("bot", "tool")): return False
+    if "prompt_ids" in row: texts = [tuple(row[c]) for c in ("chosen_ids", "rejected_ids")[:2 - sft]]
+    else:
+        if "ranks" in row and len(set(row["ranks"])) < 2: return False
+        if "prompt" not in row and (row["chosen"] == row["rejected"] if not isinstance(row["chosen"], str) else len({x.rpartition(TURN)[0] for x in row.values()}) > 1): return False
+        last = [row["chosen"], row["rejected"]] if "prompt" not in row and not isinstance(row["chosen"], str) else []
+        if any(m["role"] != "assistant" for talk in last for m in talk[-1:]): return False
+        if "prompt" in row and not isinstance(row["prompt"], str) and ("'user'" in repr(rest := [row.get(c) for c in ("chosen", "rejected", "completions")]) or "'system'" in repr(rest)): return False
+        prompt, texts = wanted(row, sft, tokenizer, adds)
+        if not all(t.strip() for t in wanted({**row}, False, tokenizer, adds)[1]): return False
+    return not any(a == b[:len(a)] if isinstance(a, tuple) else a == b for i, a in enumerate(texts) for j, b in enumerate(texts) if i != j)
 
 
 def wanted(row, sft, tokenizer, adds):
@@ -193,7 +214,7 @@ def check_losses(rng, groups):
 
 def fuzz(seed, tmp_path):
     rng = random.Random(seed)
-    (layout, rows), how, sft = make(rng), options(rng), rng.random() < .1
+    (layout, rows, undamaged), how, sft = make(rng), options(rng), rng.random() < .1
     tokenizer, adds = rng.choice(TOKENIZERS)
     tokens = layout.startswith("ids")
     refs = _REFS if layout == "ids with refs" and not sft else ()
@@ -207,13 +228,15 @@ def fuzz(seed, tmp_path):
             if found := found or _check_row(split, sft): assert group["problems"] == [list(p) for p in found]
         assert repr(row) == before and group["row"] == i
         for column, reason in group["problems"]: assert column and reason and f"{column}{reason}".encode()
-        if group["problems"]: bad.append(i)
+        if group["problems"]:
+            bad.append(i)
+            assert how["max_length"] is not None or not undamaged[i] or not surely_good(row, sft, tokenizer, adds), group["problems"]
         else: check_group(group, row, layout, sft, tokenizer, adds, **how); good.append(group)
     assert sorted(bad + [g["row"] for g in good]) == list(range(len(rows)))
     if good: check_losses(rng, good)
     if seed % 20 == 0: whole(rows, sft, tokenizer, how, good, bad)
     if seed % 25 == 0 and not tokens: from_file(rows, sft, tmp_path)
-    return len(good), len(bad)
+    return layout, len(good), len(bad)
 
 
 def whole(rows, sft, tokenizer, how, good, bad):
@@ -223,7 +246,7 @@ def whole(rows, sft, tokenizer, how, good, bad):
         except Exception: continue                           # Arrow cannot hold them
         same = not isinstance(data, Dataset) or repr(list(data)) == repr(rows)
         try: out = list(tokenize_preferences(data, tokenizer, sft=sft, on_bad_rows="drop", **how))
-        except BadRows as e: assert bad if same else e.findings; continue
+        except BadRows as e: assert isinstance(data, Dataset) and (not good if same else e.findings), e; continue
         if same: assert [g["row"] for g in out] == [g["row"] for g in good] and all(a[k] == b[k] for a, b in zip(out, good) for k in ("prompt_ids", "completion_ids", "ranks"))
         try: assert len(list(tokenize_preferences(data, tokenizer, sft=sft, **how))) == len(rows)
         except BadRows as e: assert {f.row for f in e.findings} <= set(bad) if same else e.findings
@@ -244,15 +267,16 @@ def from_file(rows, sft, tmp_path):
         for c in got: assert got[c] in (want[c], [want[c]]) or "role" in repr(want[c])
 
 
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", range(5))
 def test_no_data_set_gives_more_than_a_documented_error(part, tmp_path, caplog):
     caplog.set_level(logging.ERROR, logger="slpo")
     counts = []
-    for seed in range(part, DATASETS, 10):
+    for seed in range(part, DATASETS, 5):
         try: counts.append(fuzz(seed, tmp_path))
         except Exception as e: raise AssertionError(f"seed {seed}: {type(e).__name__}: {e}") from e
-    good, bad = map(sum, zip(*counts))
-    assert good > len(counts)/2 and bad > len(counts)/2, "the data sets are all good, or all bad"
+    for layout in LAYOUTS:
+        good, bad = map(sum, zip(*((g, b) for name, g, b in counts if name == layout)))
+        assert good and bad, f"{layout}: {good} good rows, {bad} bad ones"
 
 
 def test_real_transcripts_are_split_and_tokenised(caplog):
