@@ -26,8 +26,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, HfArgumentParser
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .data import load_preferences, train_tokenizer, world_reward
-from .evaluate import SampleTable, bootstrap_mean, generate, win_rate
+from .data import _key, load_preferences, train_tokenizer, world_reward
+from .evaluate import SampleTable, bootstrap_mean, generate, prompt_text, win_rate
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
 from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _knob
 
@@ -100,12 +100,15 @@ def _fresh_folder(base:str, resume:bool) -> str:
 # %% ../nbs/09_cli.ipynb #cell-009
 def _load_data(run:RunArguments, args:SLPOConfig) -> tuple:
     "(train, eval) rows of text; no prompt is in both."
-    def load(split): return load_preferences(run.dataset_name, split, args.on_bad_rows, sft=args.loss_type == "sft").shuffle(seed=args.seed)
+    def load(split):
+        rows = load_preferences(run.dataset_name, split, args.on_bad_rows, sft=args.loss_type == "sft")
+        return rows.add_column("row", range(len(rows))).shuffle(seed=args.seed)                # the numbers that messages name
     data = load(run.dataset_split)
     if run.eval_split: test = load(run.eval_split)
     else:
-        held_out = set(data["prompt"][:run.eval_size])
-        inside = [prompt in held_out for prompt in data["prompt"]]
+        keys = [_key(prompt) for prompt in data["prompt"]]
+        held_out = set(keys[:run.eval_size])
+        inside = [key in held_out for key in keys]
         test, data = [data.select([i for i, x in enumerate(inside) if x is want]) for want in (True, False)]
     test = test.select(range(min(run.eval_size, len(test))))
     if run.train_size: data = data.select(range(min(run.train_size, len(data))))
@@ -230,14 +233,13 @@ _SHOWN_CONFIG = ("num_train_epochs", "max_steps", "per_device_train_batch_size",
 def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
     out, world = Path(args.output_dir), run.dataset_name == "world"
     stage = _stage(args.loss_type, model, tokenizer, args, data, test)
-    prompts = test["prompt"] if world else list(dict.fromkeys(test["prompt"]))[:run.sample_prompts]
+    fixed = list({_key(prompt): prompt for prompt in test["prompt"]}.values())[:run.sample_prompts]
+    prompts = test["prompt"] if world else fixed
     def say(seed, desc):
         size = 128 if world else args.per_device_eval_batch_size
         return generate(stage.model, tokenizer, prompts, run.max_new_tokens, seed=args.seed + seed, batch_size=size,
                         desc=None if args.disable_tqdm else desc)
-    if run.eval_sampling:
-        fixed = list(dict.fromkeys(test["prompt"]))[:run.sample_prompts]
-        stage.add_callback(SampleTable(stage, fixed, max_new_tokens=run.max_new_tokens, batch_size=args.per_device_eval_batch_size))
+    if run.eval_sampling: stage.add_callback(SampleTable(stage, fixed, max_new_tokens=run.max_new_tokens, batch_size=args.per_device_eval_batch_size))
     before = say(0, "samples before")
     print(f"== {args.loss_type}: {len(data)} pairs")
     stage.train(resume_from_checkpoint=run.resume)
@@ -246,12 +248,12 @@ def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
     after = say(1, "samples after")
     if world: results |= _rewards(before, after, prompts)
     history = stage.state.log_history
-    shown = run.sample_prompts
+    shown, texts = run.sample_prompts, [prompt_text(p) for p in prompts[:run.sample_prompts]]
     if _first_process():
         _figure(history, out/"figure.png", f"{args.loss_type} on {Path(run.dataset_name).name}")
-        _write_samples(out/"samples.md", prompts[:shown], before[:shown], after[:shown])
+        _write_samples(out/"samples.md", texts, before[:shown], after[:shown])
     print("\nheld-out prompts, sampled before and after:")
-    for p, b, a in list(zip(prompts, before, after))[:shown]:
+    for p, b, a in zip(texts, before, after):
         print(f"  {p.split('Human:')[-1].removesuffix('Assistant:').strip()[-70:]!r}\n     before: {b.strip()[:110]!r}\n     after:  {a.strip()[:110]!r}")
     print(f"\n{args.loss_type} against the model it started from, {len(test)} held-out pairs, mean and 95 % interval:\n{_table(results)}")
     print(f"\nfigure: {out/'figure.png'}   samples: {out/'samples.md'}   numbers: {out/'metrics.json'}")
@@ -278,4 +280,3 @@ def train_main(argv:list=None # flags; default: those of the command line
         expected = isinstance(e, (ValueError, OSError, FloatingPointError, yaml.YAMLError))
         print(f"slpo_train: {e if expected else f'{type(e).__name__}: {e}'}\n(--debug shows where)", file=sys.stderr)
         return 2
-

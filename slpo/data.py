@@ -102,7 +102,6 @@ def _wrong_completion(text, chat:bool, prompt=None) -> str:
         return f"holds a message of role {roles[0]!r}: a completion is what the model says"
     return "" if (text if isinstance(text, str) else "".join(m["content"] for m in text)).strip() else "empty completion"
 
-
 # %% ../nbs/06_data.ipynb #cell-011
 def _listed(x, chat:bool) -> list:
     "One completion or several, as a list of them."
@@ -146,7 +145,6 @@ def _check_ranks(completions, ranks) -> list:
     if len(set(ranks)) < 2: return [("ranks", "all ranks are equal: nothing is preferred")]
     return []
 
-
 # %% ../nbs/06_data.ipynb #cell-015
 def _read_jsonl(path:Path):
     "Rows of a .jsonl or .jsonl.gz file. Raises `ValueError` with file and 1-based line for anything that is not a JSON object."
@@ -176,7 +174,6 @@ def _rows_of(file:Path):
     try: return load_dataset("parquet", data_files=str(file), split="train")
     except (ValueError, OSError, DatasetGenerationError) as e: raise ValueError(f"{file.name}: not a Parquet file that can be read ({e.__cause__ or e})")
 
-
 # %% ../nbs/06_data.ipynb #cell-016
 def _row_reader(name_or_path, split:str):
     "A function that returns an iterator over all rows, each time from the first."
@@ -192,7 +189,6 @@ def _row_reader(name_or_path, split:str):
         dataset = load_dataset(str(name_or_path), split=split)
         return lambda: iter(dataset)
     return lambda: (row for file in files for row in _rows_of(file))
-
 
 # %% ../nbs/06_data.ipynb #cell-018
 def _split_row(row:dict, sft:bool=False) -> tuple:
@@ -223,7 +219,6 @@ def _split_messages(row:dict, columns:tuple) -> tuple:
     if not n: return row, [(columns[-1], f"no column 'prompt', and no {'first messages in common' if len(keys) > 1 else 'message before the last'} to be one")]
     cut = {c: [talk[n:] for talk in talks] for c, talks in several.items()}
     return {"prompt": row["chosen"][:n], **{c: talks if c == "rejected" and talks and row[c] is several[c] else talks[0] for c, talks in cut.items()}}, []
-
 
 # %% ../nbs/06_data.ipynb #cell-019
 def _features(layout:tuple, chat:bool, lists:bool) -> Features:
@@ -265,7 +260,6 @@ def _plain(x):
     if isinstance(x, list): return [_plain(y) for y in x]
     return {k: x[k] for k in ("role", "content")} if isinstance(x, dict) else x
 
-
 # %% ../nbs/06_data.ipynb #cell-025
 def train_tokenizer(texts, # an iterable of str
                     vocab_size:int=512, # at least 257: every byte, and EOS
@@ -298,7 +292,6 @@ def _render(prompt:list, completions:list, columns:list, tokenizer) -> tuple:
         if not texts[-1].strip(): found.append((column, "empty completion, once written by the chat template"))
     return before, texts, found
 
-
 # %% ../nbs/06_data.ipynb #cell-030
 def _adds(tokenizer) -> tuple:
     "(begins every text with BOS?, ends it with EOS?)"
@@ -324,7 +317,6 @@ def _quick(tokenizer, text:str) -> list:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend.encode(text, add_special_tokens=False).ids if backend else tokenizer(text, add_special_tokens=False)["input_ids"]
 
-
 # %% ../nbs/06_data.ipynb #cell-032
 def _cut(prompt:list, completions:list, max_length:int=None, max_prompt_length:int=None, truncation_mode:str="keep_end") -> tuple:
     "(prompt, completions) that fit `max_length` together; the prompt is cut only where the longest completion does not fit."
@@ -334,7 +326,6 @@ def _cut(prompt:list, completions:list, max_length:int=None, max_prompt_length:i
     return prompt, [c[:max(max_length - len(prompt), 0)] for c in completions]
 
 def _overlap(completions:list) -> bool: return any(a == b[:len(a)] for i, a in enumerate(completions) for j, b in enumerate(completions) if i != j)
-
 
 # %% ../nbs/06_data.ipynb #cell-035
 def _group(index:int, prompt_ids=(), completion_ids=(), ranks=(), notes=(), problems=()) -> dict:
@@ -351,6 +342,7 @@ def _fit(index:int, prompt_ids:list, whole:list, ranks:list, columns:list, found
 
 def _tokenize_row(row:dict, index:int, tokenizer, sft:bool=False, adds:tuple=(False, False), **cut) -> dict:
     "The group of one row of text or messages, with its problems."
+    index = row.get("row", index)
     row, found = _split_row(row, sft)
     if found := found or _check_row(row, sft): return _group(index, problems=found)
     prompt, texts, ranks = _to_group(row, sft)
@@ -360,7 +352,6 @@ def _tokenize_row(row:dict, index:int, tokenizer, sft:bool=False, adds:tuple=(Fa
     if found: return _group(index, problems=found)
     prompt_ids, texts_ids, found, notes = _encode(prompt, texts, columns, tokenizer, chat, adds)
     return _fit(index, prompt_ids, [ids + [tokenizer.eos_token_id] for ids in texts_ids], ranks, columns, found, notes, **cut)
-
 
 # %% ../nbs/06_data.ipynb #cell-036
 _REFS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -380,6 +371,7 @@ def _wrong_logp(x) -> str:
 
 def _from_tokens(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), **cut) -> dict:
     "The group of an already tokenised pair, checked and cut as text is."
+    index = row.get("row", index)
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"][:3 - sft]
     found = [(c, why) for c in columns if (why := _wrong_ids(row.get(c), len(tokenizer)))]
     found += [(c, why) for c in refs if (why := _wrong_logp(row.get(c)))]
@@ -391,7 +383,6 @@ def _from_tokens(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), 
     out = _fit(index, prompt_ids, whole, [0, 1][:len(whole)], columns, found, ["open"]*sum(ids[-1] != eos for ids in whole), **cut)
     if refs and "cut" in out["notes"]: out["problems"].append([columns[-1], f"longer than max_length={cut['max_length']}, and its reference log-prob is that of all of it"])
     return out | {key: [float(row[c]) for c in refs] for key in known}
-
 
 # %% ../nbs/06_data.ipynb #cell-038
 _NOTES = {"cut": "%d completions were cut to max_length=%s and lost their EOS", "open": "%d already tokenised completions do not end in EOS",
@@ -421,7 +412,6 @@ def _check_columns(columns:list, sft:bool, total:int) -> tuple:
     if total and (missing := [c for c in (*wanted, *refs) if c not in columns]): raise BadRows([Finding(0, c, f"missing (the columns are {', '.join(columns)})") for c in missing], total)
     return tokens, refs
 
-
 # %% ../nbs/06_data.ipynb #cell-039
 def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already tokenised; or an `IterableDataset` of such rows
                          tokenizer, # a Hugging Face tokenizer with an EOS token
@@ -432,7 +422,7 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
                          sft:bool=False, # keep the best completion alone
                          on_bad_rows:str="raise", # "raise" | "drop"
                          num_proc:int=None, # processes; not for a stream
-                        ) -> Dataset: # prompt_ids, completion_ids (best first), ranks, row (index in `dataset`), ref_logps where given; or an `IterableDataset`
+                        ) -> Dataset: # prompt_ids, completion_ids (best first), ranks, row (its number in `dataset`, or what a column `row` says), ref_logps where given; or an `IterableDataset`
     """Groups of token ids from rows of text, messages or tokens; every row is checked. Raises `BadRows`, and `ValueError` for arguments
     that do not fit. Tokenised input has `prompt_ids`, `chosen_ids`, `rejected_ids` (and `ref_chosen_logps`, `ref_rejected_logps`)."""
     _check_call(dataset, tokenizer, max_length, max_prompt_length, truncation_mode, on_bad_rows)
@@ -446,10 +436,11 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
     make = _from_tokens if tokens else _tokenize_row
     if stream: return _tokenize_stream(dataset, make, how, features, on_bad_rows)
     out = dataset.map(make, with_indices=True, remove_columns=columns, num_proc=num_proc, desc="tokenising", features=Features(features | _REPORT), fn_kwargs=how)
-    bad = _settle([Finding(i, *p) for i, problems in enumerate(out["problems"]) for p in problems], len(out), on_bad_rows)
+    problems = list(out["problems"])
+    _settle([Finding(row, *p) for row, found in zip(out["row"], problems) for p in found], len(out), on_bad_rows)
+    bad = {i for i, found in enumerate(problems) if found}
     for kind, n in Counter(note for i, notes in enumerate(out["notes"]) if i not in bad for note in notes).items(): _note(kind, n, max_length)
     return out.select([i for i in range(len(out)) if i not in bad]).remove_columns(list(_REPORT))
-
 
 # %% ../nbs/06_data.ipynb #cell-040
 class _Watch:
@@ -474,7 +465,6 @@ def _tokenize_stream(dataset:IterableDataset, make, how:dict, features:dict, on_
 
 def _is_good(problems) -> bool: return not problems
 
-
 # %% ../nbs/06_data.ipynb #cell-052
 def _first_fit(sizes:list, room:int) -> list:
     "Lists of indices, longest first, with sizes that sum to at most `room` each (or one that is larger)."
@@ -498,7 +488,6 @@ def _share_rows(sizes:list, row_length:int) -> tuple:
 def _full_rows(sizes:list, row_length:int, window:int=1024) -> list:
     "Lists of indices for rows of `row_length`, found among `window` groups at a time; a larger group gets a row of its own."
     return [[start + i for i in row] for start in range(0, len(sizes), window) for row in _first_fit(sizes[start:start + window], row_length)]
-
 
 # %% ../nbs/06_data.ipynb #cell-055
 def _padded_rows(groups:list, pad:int, multiple:int) -> dict:

@@ -70,7 +70,6 @@ class _ChunkedLogps(torch.autograd.Function):
             if db is not None: db += (error.T@g)[:, 0]
         return dh, dw, db, None, None, None, None, None
 
-
 # %% ../nbs/01_logps.ipynb #cell-016
 def token_logps(hidden:Tensor, # (M,d) hidden states that predict a scored token
                 weight:Tensor, # (V,d) of the language-model head
@@ -91,7 +90,6 @@ def token_logps(hidden:Tensor, # (M,d) hidden states that predict a scored token
     with_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     keep = 0 if not with_gradient else 3 if len(hidden) > 4*n else 4
     return _ChunkedLogps.apply(hidden, weight, bias, targets, n, keep, scale, softcap)
-
 
 # %% ../nbs/01_logps.ipynb #cell-026
 def log1mexp(a:Tensor, # log-probabilities, <= 0, any shape

@@ -304,7 +304,6 @@ def _settle_layout(self:SLPOTrainer, ref_model):
 @patch
 def _shared_out(self:SLPOTrainer) -> bool: return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
-
 # %% ../nbs/07_trainer.ipynb #cell-020
 def _token_ids(dataset):
     "(prompt_ids, completion_ids) of each row, without holding all of them."
@@ -348,7 +347,6 @@ def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
             np.save(unfinished, flat); unfinished.replace(path)
     return [part.tolist() for part in np.split(flat, np.cumsum(sizes)[:-1])]
 
-
 # %% ../nbs/07_trainer.ipynb #cell-021
 @patch
 def _check_shares(self:SLPOTrainer):
@@ -378,16 +376,14 @@ def _set_reference(self:SLPOTrainer, ref_model):
     if ref_model is not None: self.ref_model = ref_model
     elif not self._adapter_is_new: self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
 
-def _chunks(items, n): return (items[i:i + n] for i in range(0, len(items), n))
-
-def _batches(collator, sizes:list, n:int):
+def _batches(collator, sizes:list, n:int) -> list:
     "Lists of rows of indices, about `n` groups in each: full rows of one length where they are packed, else one group a row, longest first."
     if not getattr(collator, "packed", False): rows = [[i] for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)]
     else:
         rows = _full_rows(sizes, collator.row_length)
         n = max(round(n*len(rows)/len(sizes)), 1)
         rows += [[]]*(-len(rows) % n)
-    return _chunks(rows, n)
+    return [rows[i:i + n] for i in range(0, len(rows), n)]
 
 @patch
 def group_logps(self:SLPOTrainer, dataset, # groups of token ids
@@ -399,7 +395,7 @@ def group_logps(self:SLPOTrainer, dataset, # groups of token ids
     sizes = [len(p) + sum(map(len, c)) for p, c in _token_ids(dataset)]
     size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
     world, rank = self.args.world_size, self.args.process_index
-    batches = list(_batches(collate, sizes, size))
+    batches = _batches(collate, sizes, size)
     batches += batches[-1:]*(-len(batches) % world)                                             # each process has the same number
     home, training = model.device, model.training
     if (moves := home != self.args.device): model.to(self.args.device)                         # FSDP and DeepSpeed place the model later
@@ -534,7 +530,6 @@ def _get_grad_norm(self:SLPOTrainer, model, grad_norm=None):
     if norm is not None and not math.isfinite(norm) and not self.args.fp16: raise FloatingPointError(self._stopped("the gradient", rows))
     return norm
 
-
 # %% ../nbs/07_trainer.ipynb #cell-026
 @patch
 def _count(self:SLPOTrainer, mode:str, values:dict):
@@ -634,7 +629,6 @@ def _signals(trainer):
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-
 # %% ../nbs/07_trainer.ipynb #x
 @patch
 def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
@@ -659,7 +653,6 @@ def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
 @patch
 def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1], 1)
 
-
 # %% ../nbs/07_trainer.ipynb #x
 _METHODS = {"slpo": "SLPO (Ho 2025)", "slpo_sample": "SLPO, sample-mass form", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
 _KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
@@ -669,7 +662,7 @@ _ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_
 def create_model_card(self:SLPOTrainer, folder=None, model_name=None, tags=None, **kwargs):
     "Write README.md: base model, data, method, settings, results, versions. `folder`: where; default: output_dir."
     if not self.is_world_process_zero(): return
-    a, base = self.args, Path(str(self.accelerator.unwrap_model(self.model).config._name_or_path or "")).as_posix()
+    a, base = self.args, self.accelerator.unwrap_model(self.model).config._name_or_path
     base = "a model built from its configuration" if not base else Path(base).name if Path(base).exists() else base            # no paths of this machine
     rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else "streamed"
     facts = {"method": _METHODS[a.loss_type], "trained from": base, "groups in the training data": rows, "optimizer steps": self.state.global_step}
@@ -678,7 +671,7 @@ def create_model_card(self:SLPOTrainer, folder=None, model_name=None, tags=None,
     facts |= {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
     head = {"library_name": "transformers", "tags": ["slpo", a.loss_type, *([tags] if isinstance(tags, str) else tags or [])]} | ({"base_model": base} if "/" in base else {})
     title = model_name or Path(a.output_dir).name
-    text = f"---\n{yaml.safe_dump(head)}---\n\n# {title}\n\nTrained with [slpo](https://pypi.org/project/slpo).\n\n| | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in facts.items())
+    text = f"---\n{yaml.safe_dump(head)}---\n\n# {title}\n\nTrained with slpo.\n\n| | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in facts.items())
     Path(folder or a.output_dir).mkdir(parents=True, exist_ok=True)
     (Path(folder or a.output_dir)/"README.md").write_text(text, encoding="utf-8")
 
@@ -687,4 +680,3 @@ def save_model(self:SLPOTrainer, output_dir=None, _internal_call=False):
     "As in transformers, with a model card."
     Trainer.save_model(self, output_dir, _internal_call)
     if not _internal_call: self.create_model_card(output_dir)
-

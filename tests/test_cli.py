@@ -77,3 +77,43 @@ def test_killed_and_resumed_run_equals_the_whole_one(tmp_path):
         assert (whole/"out"/stage/"model.safetensors").read_bytes() == (broken/"out"/stage/"model.safetensors").read_bytes()
     a, b = [json.loads((f/"out"/"metrics.json").read_text())["results"] for f in (whole, broken)]
     assert a == b
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    "A folder with a tiny model and a tokenizer that has a chat template."
+    import torch
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from slpo.data import train_tokenizer
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer(["user: What is 1 plus 1? assistant: It is two, or three."], vocab_size=300)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, eos_token_id=0, bos_token_id=0)).save_pretrained(folder)
+    return str(folder)
+
+
+def chat(i, ask="?", **says):
+    said = {"chosen": f"It is {i}.", "rejected": f"No, {i}!", **says}
+    return {"prompt": [{"role": "user", "content": f"What is {i}{ask}"}], **{c: [{"role": "assistant", "content": text}] for c, text in said.items()}}
+
+
+def test_messages_are_trained_on(tmp_path, chat_model, monkeypatch, capsys):
+    from slpo.cli import train_main
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_bytes(lines(chat(i) for i in range(24)))
+    flags = ["--dataset_name", "rows.jsonl", "--model_name_or_path", chat_model, "--eval_size", "4", "--max_steps", "2", "--sample_prompts", "2", "--max_new_tokens", "4", "--eval_sampling",
+             "--eval_examples", "8", "--per_device_train_batch_size", "8", "--output_dir", "out", "--report_to", "none", "--use_cpu", "--disable_tqdm", "true"]
+    assert train_main(flags) == 0, capsys.readouterr().err
+    samples = [json.loads(line) for line in Path("out/slpo/samples.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in samples] == [0, 0, 1, 1, 2, 2] and samples[0]["prompt"].startswith("user: What is")
+    assert "trained from" in Path("out/slpo/README.md").read_text()
+
+
+def test_token_findings_name_the_row_of_the_file(tmp_path, chat_model, monkeypatch, capsys):
+    from slpo.cli import train_main
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_bytes(lines(chat(i, "?"*500 if i == 17 else "?") for i in range(24)))
+    assert train_main(["--dataset_name", "rows.jsonl", "--model_name_or_path", chat_model, "--eval_size", "4", "--max_length", "64", "--report_to", "none", "--output_dir", "out"]) == 2
+    assert "row 17: column 'prompt'" in capsys.readouterr().err
