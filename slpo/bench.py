@@ -160,19 +160,19 @@ def _floor(model, groups, pad):
     return step, None
 
 # %% ../nbs/10_bench.ipynb #cell-016
-def _head(model, settings, whole):
+def _head(model, settings, budget_mb):
     weight, tokens = model.get_output_embeddings().weight, settings["head_tokens"]
     hidden, targets = torch.randn(tokens, weight.shape[1], device=model.device), torch.randint(len(weight), (tokens,), device=model.device)
     def step(rows):
         h = hidden.requires_grad_()
-        loss = F.cross_entropy(h@weight.T, targets) if whole else -token_logps(h, weight, targets).mean()
+        loss = -token_logps(h, weight, targets, budget_mb=budget_mb).mean() if budget_mb else F.cross_entropy(h@weight.T, targets)
         loss.backward(); hidden.grad = None
         return loss.item(), tokens, tokens
     return step, None
 
 PEERS = {"trl": "TRL, its default", "trl_known": "TRL, reference precomputed", "padded": "padded, full logits (DPO's code)", "padded_known": "padded, full logits, reference known",
          "float64_walk": "float64 tree walk (the author's)", "unshared": "packed, prompts not shared", "ours_online": "slpo, reference in each step", "ours": "slpo", "floor": "the floor"}
-HEADS = {"head_whole": "all logits at once", "head_chunks": "within 256 MB"}
+HEADS = {"head_whole": "all logits at once", "head_256": "within 256 MB, the default", "head_64": "within 64 MB"}
 
 def _method(name:str, settings:dict):
     "(model, step, prepare) of a method."
@@ -183,7 +183,7 @@ def _method(name:str, settings:dict):
             "ours": lambda: _ours(model, rows, tokenizer, settings), "ours_online": lambda: _ours(model, rows, tokenizer, settings, known=False),
             "padded": lambda: _padded(model, *data), "padded_known": lambda: _padded(model, *data, known=True), "float64_walk": lambda: _padded(model, *data, walk=True, most=settings["batch_size"]),
             "unshared": lambda: _unshared(model, *data), "floor": lambda: _floor(model, *data),
-            "head_whole": lambda: _head(model, settings, True), "head_chunks": lambda: _head(model, settings, False)}[name]()
+            "head_whole": lambda: _head(model, settings, None), "head_256": lambda: _head(model, settings, 256), "head_64": lambda: _head(model, settings, 64)}[name]()
     return model, *made
 
 # %% ../nbs/10_bench.ipynb #cell-018

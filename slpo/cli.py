@@ -9,6 +9,7 @@ __all__ = ['RECIPES', 'RunArguments', 'parse_run', 'train', 'train_main']
 import argparse
 import contextlib
 import difflib
+import gc
 import json
 import logging
 import os
@@ -271,6 +272,8 @@ def train_main(argv:list=None # flags; default: those of the command line
     logging.basicConfig(format="%(message)s"); os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         with contextlib.nullcontext() if _first_process() else contextlib.redirect_stdout(open(os.devnull, "w")): train(*parse_run(argv))
+        if torch.distributed.is_initialized():                                 # threads of gloo that are left can end the interpreter badly (pytorch#190489)
+            gc.collect(); torch.distributed.destroy_process_group()
         return 0
     except Interrupted as e:
         print(f"slpo_train: {e}\nGo on with the same command and --resume.", file=sys.stderr)

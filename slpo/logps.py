@@ -78,7 +78,7 @@ def token_logps(hidden:Tensor, # (M,d) hidden states that predict a scored token
                 *,
                 scale:float=1., # logits are multiplied by it
                 softcap:float=None, # then bounded: softcap·tanh(logits/softcap)
-                budget_mb:float=256, # for logits, MB; where they need more, in chunks of a quarter, of which three are kept
+                budget_mb:float=256, # for logits, MB; where they need more, some chunks of them are made twice
                ) -> Tensor: # (M,) log π(target), nats, at least float32
     "Log-probabilities of tokens from the states that predict them. Gradients are computed from kept logits, or from chunks made twice."
     device = hidden.device.type
@@ -86,9 +86,10 @@ def token_logps(hidden:Tensor, # (M,d) hidden states that predict a scored token
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = (x if x is None else x.to(dtype) for x in (hidden, weight, bias))
     row = len(weight)*torch.promote_types(hidden.dtype, torch.float32).itemsize/2**20
-    n = max(int(budget_mb/4/row), 1)
+    n = max(int(min(max(budget_mb/4, 40), budget_mb)/row), 1)                                  # smaller blocks than 32 MB are not given back by glibc
+    fits, chunks = int(budget_mb/row)//n, -(-len(hidden)//n)
     with_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
-    keep = 0 if not with_gradient else 3 if len(hidden) > 4*n else 4
+    keep = 0 if not with_gradient else chunks if chunks <= fits else max(fits - 1, 0)          # one more is at work
     return _ChunkedLogps.apply(hidden, weight, bias, targets, n, keep, scale, softcap)
 
 # %% ../nbs/01_logps.ipynb #cell-026

@@ -41,4 +41,5 @@ if __name__ == "__main__":
     if trainer.is_world_process_zero():
         torch.save(weights(trainer), Path(out)/"weights.pt")
         (Path(out)/"result.json").write_text(json.dumps({"loss": trained.training_loss, "eval": evaluated, "history": trainer.state.log_history, "world_size": int(os.environ.get("WORLD_SIZE", 1))}))
-    trainer.accelerator.wait_for_everyone(); trainer.accelerator.end_training()
+    trainer.accelerator.wait_for_everyone()
+    os._exit(0)                                              # threads of gloo that are left can end the interpreter badly (pytorch#190489)

@@ -117,3 +117,16 @@ def test_token_findings_name_the_row_of_the_file(tmp_path, chat_model, monkeypat
     Path("rows.jsonl").write_bytes(lines(chat(i, "?"*500 if i == 17 else "?") for i in range(24)))
     assert train_main(["--dataset_name", "rows.jsonl", "--model_name_or_path", chat_model, "--eval_size", "4", "--max_length", "64", "--report_to", "none", "--output_dir", "out"]) == 2
     assert "row 17: column 'prompt'" in capsys.readouterr().err
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path, chat_model, monkeypatch, capsys):
+    from slpo.cli import train_main
+    import shutil
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(chat_model, "model")
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps({**config, "model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}}))
+    Path("model/theirs.py").write_text("import pathlib; pathlib.Path('was_run').touch()")
+    Path("rows.jsonl").write_bytes(lines(chat(i) for i in range(8)))
+    assert train_main(["--dataset_name", "rows.jsonl", "--model_name_or_path", "model", "--eval_size", "4", "--output_dir", "out"]) == 2
+    assert "trust_remote_code" in capsys.readouterr().err and not Path("was_run").exists()
