@@ -44,7 +44,7 @@ def generate(model, # a causal language model
     model.train(training)
     return out
 
-# %% ../nbs/08_evaluate.ipynb #x
+# %% ../nbs/08_evaluate.ipynb #1c4eed54
 def prompt_text(prompt # str, or a list of messages
                ) -> str: # to read
     "A prompt as one text."

@@ -237,6 +237,14 @@ def _why_not_in_chunks(model) -> str:
     if not ((whole - chunks).abs() <= _noise(model, whole)).all(): return "something unknown follows its head"
 
 # %% ../nbs/07_trainer.ipynb #cell-017
+def _tokenized(dataset, tokenizer, args):
+    if dataset is None or "completion_ids" in (dataset.column_names or ()): return dataset
+    return tokenize_preferences(dataset, tokenizer, max_length=args.max_length or None, max_prompt_length=args.max_prompt_length,
+                                truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
+                                num_proc=args.dataset_num_proc)
+
+
+# %% ../nbs/07_trainer.ipynb #x
 class SLPOTrainer(Trainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises `BadRows` for rows that cannot be
     trained on, `ValueError` for models and settings that do not fit, `FloatingPointError` when a log-probability is not finite."""
@@ -265,7 +273,7 @@ class SLPOTrainer(Trainer):
         many = isinstance(eval_dataset, dict)
         evals = eval_dataset if many else {None: eval_dataset}
         with args.main_process_first(desc="tokenising"):                                       # the other processes find what it has kept
-            train_dataset, evals = self._tokenize(train_dataset, tokenizer, args), {k: self._tokenize(d, tokenizer, args) for k, d in evals.items()}
+            train_dataset, evals = _tokenized(train_dataset, tokenizer, args), {k: _tokenized(d, tokenizer, args) for k, d in evals.items()}
         super().__init__(model=model, args=args, data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, _multiple(model, args.pad_to_multiple_of), args.packing, args.row_length),
                          train_dataset=train_dataset, eval_dataset=evals if many else evals[None], processing_class=tokenizer,
                          compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers)
@@ -275,13 +283,6 @@ class SLPOTrainer(Trainer):
         ref_model = _load_model(ref_model, args.model_init_kwargs)
         self._settle_layout(ref_model)
         self._set_reference(ref_model)
-
-    @staticmethod
-    def _tokenize(dataset, tokenizer, args):
-        if dataset is None or "completion_ids" in (dataset.column_names or ()): return dataset
-        return tokenize_preferences(dataset, tokenizer, max_length=args.max_length or None, max_prompt_length=args.max_prompt_length,
-                                    truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
-                                    num_proc=args.dataset_num_proc)
 
 # %% ../nbs/07_trainer.ipynb #cell-018
 @patch
@@ -376,6 +377,7 @@ def _set_reference(self:SLPOTrainer, ref_model):
     if ref_model is not None: self.ref_model = ref_model
     elif not self._adapter_is_new: self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
 
+# %% ../nbs/07_trainer.ipynb #0a6230d4
 def _batches(collator, sizes:list, n:int) -> list:
     "Lists of rows of indices, about `n` groups in each: full rows of one length where they are packed, else one group a row, longest first."
     if not getattr(collator, "packed", False): rows = [[i] for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)]
@@ -414,6 +416,7 @@ def group_logps(self:SLPOTrainer, dataset, # groups of token ids
         for i, logps in gather_object([(i, logps) for i, logps in enumerate(out) if logps is not None]): out[i] = logps
     return out
 
+# %% ../nbs/07_trainer.ipynb #8f916220
 @patch
 def _logps(self:SLPOTrainer, model, batch):
     "(N,) log-probabilities of a batch's completions; raises `FloatingPointError` with the rows where one is not finite."
@@ -499,7 +502,7 @@ def prediction_step(self:SLPOTrainer, model, inputs, prediction_loss_only, ignor
     with torch.no_grad(): loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
     return (loss, None, None) if prediction_loss_only else (loss, outputs, torch.zeros(len(outputs), device=outputs.device))
 
-# %% ../nbs/07_trainer.ipynb #x
+# %% ../nbs/07_trainer.ipynb #b1775609
 def _few(rows, most=20) -> str: return f"[{', '.join(map(str, sorted(rows)[:most]))}{', …' if len(rows) > most else ''}]"
 
 @patch
@@ -601,7 +604,7 @@ def _save_checkpoint(self:SLPOTrainer, model, trial):
 @patch
 def _load_best_model(self:SLPOTrainer): self._load_from_checkpoint(self.state.best_model_checkpoint)
 
-# %% ../nbs/07_trainer.ipynb #x
+# %% ../nbs/07_trainer.ipynb #c9627cf5
 class Interrupted(KeyboardInterrupt):
     "Training was asked to stop; `signal` is the number of the signal."
     def __init__(self, signal, message): super().__init__(message); self.signal = signal
@@ -629,7 +632,7 @@ def _signals(trainer):
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/07_trainer.ipynb #x
+# %% ../nbs/07_trainer.ipynb #152122d1
 @patch
 def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
     """As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was written to the end, or starts anew.
@@ -653,7 +656,7 @@ def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
 @patch
 def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1], 1)
 
-# %% ../nbs/07_trainer.ipynb #x
+# %% ../nbs/07_trainer.ipynb #f6dbe83c
 _METHODS = {"slpo": "SLPO (Ho 2025)", "slpo_sample": "SLPO, sample-mass form", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
 _KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
 _ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length truncation_mode seed bf16 fp16"
