@@ -69,6 +69,7 @@ def parse_run(argv:list=None, # flags; default: those of the command line
              ) -> tuple: # (RunArguments, SLPOConfig)
     "Settings from defaults, recipe and flags, in that order. Raises `ValueError` for names that do not exist."
     argv = sys.argv[1:] if argv is None else list(argv)
+    argv = ["--bf16=true" if flag == "--bf16" and after.startswith("--") else flag for flag, after in zip(argv, [*argv[1:], "--"])]     # what may be unset needs a value
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "model_name_or_path", "dataset_name", "output_dir"): first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
     given, _ = first.parse_known_args(argv)

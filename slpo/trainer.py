@@ -64,6 +64,8 @@ def _number(name, value) -> float:
 
 def _knob(default, help): return field(default=default, metadata={"help": help})
 
+def _gpu_has_bf16() -> bool: return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
 # %% ../nbs/07_trainer.ipynb #cell-005
 @dataclass
 class SLPOConfig(TrainingArguments):
@@ -72,6 +74,7 @@ class SLPOConfig(TrainingArguments):
 
     learning_rate: float = _knob(1e-6, "Peak learning rate.")
     logging_steps: float = _knob(10, "Log every so many optimizer steps; below 1: a share of all steps.")
+    bf16: bool | None = _knob(None, "bfloat16 arithmetic; None: where there is a GPU that is built for it, unless fp16.")
     remove_unused_columns: bool = _knob(False, "Must stay False: the collator needs every column.")
     loss_type: str = _knob("slpo", "slpo | slpo_sample (equal mass per sample) | dpo (alias sigmoid) | ipo | sft (on the chosen completions).")
     alpha: float = _knob(0.5, "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, slpo_sample).")
@@ -99,6 +102,7 @@ class SLPOConfig(TrainingArguments):
     model_init_kwargs: dict | str | None = _knob(None, "Arguments of from_pretrained, as JSON, for a model given by name.")
 
     def __post_init__(self):
+        if self.bf16 is None: self.bf16 = not (self.fp16 or self.use_cpu) and _gpu_has_bf16()
         if self.bf16 and not torch.accelerator.is_available(): self.use_cpu = True       # transformers wants to be told
         if self.eval_examples: self.eval_strategy = "steps"
         super().__post_init__()
