@@ -71,7 +71,6 @@ def _gpu_has_bf16() -> bool: return torch.cuda.is_available() and torch.cuda.is_
 class SLPOConfig(TrainingArguments):
     "`transformers.TrainingArguments` plus the settings of preference optimisation. Raises `ValueError` for settings that make no sense."
     _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["model_init_kwargs"]
-
     learning_rate: float = _knob(1e-6, "Peak learning rate.")
     logging_steps: float = _knob(10, "Log every so many optimizer steps; below 1: a share of all steps.")
     bf16: bool | None = _knob(None, "bfloat16 arithmetic; None: where there is a GPU that is built for it, unless fp16.")
