@@ -91,6 +91,7 @@ def parse_run(argv:list=None, # flags; default: those of the command line
     if not (given.output_dir or config and "output_dir" in settings): args.output_dir = _fresh_folder(f"runs/{config or Path(run.dataset_name).name}-{args.loss_type}", run.resume)
     return run, args
 
+# %% ../nbs/09_cli.ipynb #x
 def _fresh_folder(base:str, resume:bool) -> str:
     "`base`, or the first of base-2, base-3, … that does not exist; to resume, the last that does. Raises `ValueError` where several processes would have to agree."
     if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("several processes need one folder: give --output_dir")
