@@ -91,7 +91,7 @@ def parse_run(argv:list=None, # flags; default: those of the command line
     if not (given.output_dir or config and "output_dir" in settings): args.output_dir = _fresh_folder(f"runs/{config or Path(run.dataset_name).name}-{args.loss_type}", run.resume)
     return run, args
 
-# %% ../nbs/09_cli.ipynb #x
+# %% ../nbs/09_cli.ipynb #cell-007
 def _fresh_folder(base:str, resume:bool) -> str:
     "`base`, or the first of base-2, base-3, … that does not exist; to resume, the last that does. Raises `ValueError` where several processes would have to agree."
     if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("several processes need one folder: give --output_dir")
@@ -100,7 +100,7 @@ def _fresh_folder(base:str, resume:bool) -> str:
     if resume and n > 1: n -= 1
     return base if n == 1 else f"{base}-{n}"
 
-# %% ../nbs/09_cli.ipynb #cell-009
+# %% ../nbs/09_cli.ipynb #cell-010
 def _load_data(run:RunArguments, args:SLPOConfig) -> tuple:
     "(train, eval) rows of text; no prompt is in both."
     def load(split):
@@ -135,7 +135,7 @@ def _load_policy(run:RunArguments, args:SLPOConfig, train:Dataset) -> tuple:
         if hasattr(model.config, "quantization_config"): del model.config.quantization_config
     return model, tokenizer
 
-# %% ../nbs/09_cli.ipynb #cell-011
+# %% ../nbs/09_cli.ipynb #cell-012
 class _Progress(ProgressCallback):
     "transformers' progress bar, with logs of a few words."
     SHOWN = {"loss": "loss {:.4f}", "logratios/chosen": "chosen {:+.2f}", "logratios/rejected": "rejected {:+.2f}", "rewards/accuracies": "accuracy {:.3f}"}
@@ -155,7 +155,7 @@ def _stage(name:str, model, tokenizer, args:SLPOConfig, train:Dataset, test:Data
         trainer.add_callback(_Progress)
     return trainer
 
-# %% ../nbs/09_cli.ipynb #cell-013
+# %% ../nbs/09_cli.ipynb #cell-014
 def _changes(trainer:SLPOTrainer) -> dict:
     "Held-out log-prob changes and accuracy of a preference stage: name -> (mean, low, high), intervals by prompt."
     data = trainer.eval_dataset
@@ -196,7 +196,7 @@ def _write_samples(path:Path, prompts:list, before:list, after:list):
     path.write_text("".join(f"## {i}\n\n```\n{p.strip()}\n```\n\n**before:** {b.strip()}\n\n**after:** {a.strip()}\n\n"
                             for i, (p, b, a) in enumerate(zip(prompts, before, after), 1)), encoding="utf-8")
 
-# %% ../nbs/09_cli.ipynb #cell-015
+# %% ../nbs/09_cli.ipynb #cell-016
 def train(run:RunArguments, # what to train on what
           args:SLPOConfig, # how
          ) -> dict: # what metrics.json holds
@@ -232,7 +232,7 @@ def train(run:RunArguments, # what to train on what
 _SHOWN_CONFIG = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "lr_scheduler_type", "warmup_steps",
                  "max_grad_norm", "weight_decay", "seed", "bf16")
 
-# %% ../nbs/09_cli.ipynb #cell-016
+# %% ../nbs/09_cli.ipynb #cell-017
 def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
     out, world = Path(args.output_dir), run.dataset_name == "world"
     stage = _stage(args.loss_type, model, tokenizer, args, data, test)
@@ -262,7 +262,7 @@ def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
     print(f"\nfigure: {out/'figure.png'}   samples: {out/'samples.md'}   numbers: {out/'metrics.json'}")
     return {"results": results, "history": history}
 
-# %% ../nbs/09_cli.ipynb #cell-017
+# %% ../nbs/09_cli.ipynb #cell-018
 def _first_process() -> bool: return os.environ.get("RANK", "0") == "0"
 
 def train_main(argv:list=None # flags; default: those of the command line

@@ -44,7 +44,7 @@ def generate(model, # a causal language model
     model.train(training)
     return out
 
-# %% ../nbs/08_evaluate.ipynb #1c4eed54
+# %% ../nbs/08_evaluate.ipynb #cell-007
 def prompt_text(prompt # str, or a list of messages
                ) -> str: # to read
     "A prompt as one text."
@@ -90,7 +90,7 @@ class SampleTable(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.global_step and not self.rows: self.on_evaluate(args, state, control, **kwargs)
 
-# %% ../nbs/08_evaluate.ipynb #cell-007
+# %% ../nbs/08_evaluate.ipynb #cell-010
 def bootstrap_mean(values, # (n,) numbers
                    clusters=None, # (n,) labels; rows with the same label are resampled together. Default: each row alone
                    confidence:float=.95, # of the interval
@@ -106,7 +106,7 @@ def bootstrap_mean(values, # (n,) numbers
     low, high = np.quantile(weights@total/(weights@count), [(1 - confidence)/2, (1 + confidence)/2])
     return values.mean().item(), low.item(), high.item()
 
-# %% ../nbs/08_evaluate.ipynb #cell-012
+# %% ../nbs/08_evaluate.ipynb #cell-015
 def win_rate(rewards, # (n,) rewards of our answers
              other_rewards, # (n,) rewards of the other model's answers to the same prompts
              clusters=None, # (n,) prompt of each row, where prompts repeat
@@ -114,7 +114,7 @@ def win_rate(rewards, # (n,) rewards of our answers
     "Share of prompts on which our answer has the higher reward, with its 95 % bootstrap interval."
     return bootstrap_mean((np.sign(np.subtract(rewards, other_rewards)) + 1)/2, clusters)
 
-# %% ../nbs/08_evaluate.ipynb #cell-015
+# %% ../nbs/08_evaluate.ipynb #cell-018
 def interval_table(results:dict, # row name -> {column name -> (mean, low, high)}
                    columns:dict, # column name -> (header, format of a number)
                    corner:str="", # header of the first column

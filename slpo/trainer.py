@@ -247,7 +247,7 @@ def _tokenized(dataset, tokenizer, args):
                                 num_proc=args.dataset_num_proc)
 
 
-# %% ../nbs/07_trainer.ipynb #x
+# %% ../nbs/07_trainer.ipynb #cell-018
 class SLPOTrainer(Trainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises `BadRows` for rows that cannot be
     trained on, `ValueError` for models and settings that do not fit, `FloatingPointError` when a log-probability is not finite."""
@@ -287,7 +287,7 @@ class SLPOTrainer(Trainer):
         self._settle_layout(ref_model)
         self._set_reference(ref_model)
 
-# %% ../nbs/07_trainer.ipynb #cell-018
+# %% ../nbs/07_trainer.ipynb #cell-019
 @patch
 def _settle_layout(self:SLPOTrainer, ref_model):
     "Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own gives."
@@ -308,7 +308,7 @@ def _settle_layout(self:SLPOTrainer, ref_model):
 @patch
 def _shared_out(self:SLPOTrainer) -> bool: return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
-# %% ../nbs/07_trainer.ipynb #cell-020
+# %% ../nbs/07_trainer.ipynb #cell-021
 def _token_ids(dataset):
     "(prompt_ids, completion_ids) of each row, without holding all of them."
     for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000): yield from zip(rows["prompt_ids"], rows["completion_ids"])
@@ -351,7 +351,7 @@ def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
             np.save(unfinished, flat); unfinished.replace(path)
     return [part.tolist() for part in np.split(flat, np.cumsum(sizes)[:-1])]
 
-# %% ../nbs/07_trainer.ipynb #cell-021
+# %% ../nbs/07_trainer.ipynb #cell-022
 @patch
 def _check_shares(self:SLPOTrainer):
     "Raise `ValueError` where a process would not have the weights that the reference pass needs."
@@ -380,7 +380,7 @@ def _set_reference(self:SLPOTrainer, ref_model):
     if ref_model is not None: self.ref_model = ref_model
     elif not self._adapter_is_new: self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
 
-# %% ../nbs/07_trainer.ipynb #0a6230d4
+# %% ../nbs/07_trainer.ipynb #cell-023
 def _batches(collator, sizes:list, n:int) -> list:
     "Lists of rows of indices, about `n` groups in each: full rows of one length where they are packed, else one group a row, longest first."
     if not getattr(collator, "packed", False): rows = [[i] for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)]
@@ -419,7 +419,7 @@ def group_logps(self:SLPOTrainer, dataset, # groups of token ids
         for i, logps in gather_object([(i, logps) for i, logps in enumerate(out) if logps is not None]): out[i] = logps
     return out
 
-# %% ../nbs/07_trainer.ipynb #8f916220
+# %% ../nbs/07_trainer.ipynb #cell-024
 @patch
 def _logps(self:SLPOTrainer, model, batch):
     "(N,) log-probabilities of a batch's completions; raises `FloatingPointError` with the rows where one is not finite."
@@ -431,7 +431,7 @@ def _logps(self:SLPOTrainer, model, batch):
         raise FloatingPointError(f"step {self.state.global_step}: a log-probability is not finite, in rows {_few(rows)} of the data set: the weights, or what the model makes of these rows, have left the range of {model.dtype}. {self._what_is_whole()}")
     return logps
 
-# %% ../nbs/07_trainer.ipynb #cell-023
+# %% ../nbs/07_trainer.ipynb #cell-026
 @patch
 def _losses(self:SLPOTrainer, batch, logps, ref_logps):
     "(B,) losses and a dict of (B,) metrics, in the order of the batch's groups."
@@ -471,7 +471,7 @@ def _group_metrics(self:SLPOTrainer, logps, ref_logps, ranks):
         metrics |= {"target_gap/chosen": gap[:, 0], "target_gap/rejected": gap[:, 1:].mean(-1)}
     return metrics
 
-# %% ../nbs/07_trainer.ipynb #cell-025
+# %% ../nbs/07_trainer.ipynb #cell-028
 @patch
 def _get_num_items_in_batch(self:SLPOTrainer, batch_samples, device):
     "Groups in one optimizer step, over all processes."
@@ -505,7 +505,7 @@ def prediction_step(self:SLPOTrainer, model, inputs, prediction_loss_only, ignor
     with torch.no_grad(): loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
     return (loss, None, None) if prediction_loss_only else (loss, outputs, torch.zeros(len(outputs), device=outputs.device))
 
-# %% ../nbs/07_trainer.ipynb #b1775609
+# %% ../nbs/07_trainer.ipynb #cell-029
 def _few(rows, most=20) -> str: return f"[{', '.join(map(str, sorted(rows)[:most]))}{', …' if len(rows) > most else ''}]"
 
 @patch
@@ -536,7 +536,7 @@ def _get_grad_norm(self:SLPOTrainer, model, grad_norm=None):
     if norm is not None and not math.isfinite(norm) and not self.args.fp16: raise FloatingPointError(self._stopped("the gradient", rows))
     return norm
 
-# %% ../nbs/07_trainer.ipynb #cell-026
+# %% ../nbs/07_trainer.ipynb #cell-030
 @patch
 def _count(self:SLPOTrainer, mode:str, values:dict):
     "Add (B,) values to the sums and counts."
@@ -574,7 +574,7 @@ def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_o
     output.metrics.update(self._take_means("eval", f"{metric_key_prefix}_"))
     return output
 
-# %% ../nbs/07_trainer.ipynb #cell-028
+# %% ../nbs/07_trainer.ipynb #cell-032
 @patch
 def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
     "All weights of a checkpoint, under the names that the model has for them."
@@ -607,7 +607,7 @@ def _save_checkpoint(self:SLPOTrainer, model, trial):
 @patch
 def _load_best_model(self:SLPOTrainer): self._load_from_checkpoint(self.state.best_model_checkpoint)
 
-# %% ../nbs/07_trainer.ipynb #c9627cf5
+# %% ../nbs/07_trainer.ipynb #cell-033
 class Interrupted(KeyboardInterrupt):
     "Training was asked to stop; `signal` is the number of the signal."
     def __init__(self, signal, message): super().__init__(message); self.signal = signal
@@ -635,7 +635,7 @@ def _signals(trainer):
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/07_trainer.ipynb #152122d1
+# %% ../nbs/07_trainer.ipynb #cell-034
 @patch
 def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
     """As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was written to the end, or starts anew.
@@ -659,7 +659,7 @@ def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
 @patch
 def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1], 1)
 
-# %% ../nbs/07_trainer.ipynb #f6dbe83c
+# %% ../nbs/07_trainer.ipynb #cell-036
 _METHODS = {"slpo": "SLPO (Ho 2025)", "slpo_sample": "SLPO, sample-mass form", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
 _KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
 _ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length truncation_mode seed bf16 fp16"
