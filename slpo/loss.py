@@ -40,11 +40,11 @@ def _joint(logps:Tensor, log_q:Tensor, t:Tensor) -> Tensor:
 def slpo_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
               ref_logps:Tensor, # (B,K) log π_ref(y_k|x), nats
               *,
-              alpha=0.5, # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
+              alpha=0.9, # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
               temperature="length", # t: a positive float, or "length" for the number of scored tokens
               lengths:Tensor=None, # (B,K) scored tokens of each completion, for temperature="length"
               form:str="halves", # "halves": each completion against its complement | "joint": one softmax over all
-              target:str="mass", # "mass" (the paper's) | "ratio" (length-neutral), see `mass_targets`
+              target:str="ratio", # "ratio" (length-neutral) | "mass" (the paper's), see `mass_targets`
               scale_t2:bool=True, # multiply by t², so that gradients compare across temperatures
               ranks:Tensor=None, # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
               reduction:str="mean", # "mean" | "sum" | "none"
@@ -52,7 +52,7 @@ def slpo_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 preferred u
     """Supervised Learning Preference Optimization: KL divergence from the moved reference masses to the policy.
     `form="joint"` with temperature "length" uses each group's mean length. Raises `ValueError`, naming the argument and the
     index, for shapes that disagree, values that are no log-probabilities, alpha outside [0,1], temperature <= 0, and, in the joint
-    form, probabilities of a group that sum above 1. Source: Ho 2025 (halves: its code; joint: its equations; t²: Hinton et al. 2015)."""
+    form, probabilities of a group that sum above 1. Defaults: the winners of notebook 11. Source: Ho 2025 (halves: its code; joint: its equations; t²: Hinton et al. 2015)."""
     _check_logps("logps", logps); _check_logps("ref_logps", ref_logps, logps)
     if form not in ("halves", "joint"): raise ValueError(f"argument 'form': {form!r} is not 'halves' or 'joint'")
     t = _temperature(temperature, lengths, logps)                                      # (1,1) or (B,K)
@@ -87,7 +87,7 @@ def _anchor(scores:Tensor) -> Tensor:
 def slpo_sample_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
                      ref_logps:Tensor, # (B,K) log π_ref(y_k|x), nats
                      *,
-                     alpha=0.9, # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
+                     alpha=0.5, # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
                      beta:float=0.1, # sharpness, DPO's β
                      anchor:float=1.0, # λ >= 0, weight of the term that keeps the group's mass
                      ranks:Tensor=None, # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
@@ -95,7 +95,8 @@ def slpo_sample_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 pref
                     ) -> Tensor: # () or (B,), at least float32
     """SLPO in which every sampled completion stands for the same mass: conservative DPO plus an anchor.
     `alpha=1, anchor=0` is `dpo_loss`; `alpha=1-2ε, anchor=0` is it with `label_smoothing=ε` (pairs). Finite for all log-ratios: the
-    anchor is linear beyond log A = 30. Raises `ValueError` as `slpo_loss` does. Source: derived here from Ho 2025."""
+    anchor is linear beyond log A = 30. Raises `ValueError` as `slpo_loss` does. Default alpha and anchor: notebook 11's winners at β = 0.1.
+    Source: derived here from Ho 2025."""
     _check_logps("logps", logps); _check_logps("ref_logps", ref_logps, logps); _check_beta(beta)
     if not 0 <= anchor < math.inf: raise ValueError(f"argument 'anchor': {anchor} is not a number >= 0")
     scores = beta*(_wide(logps) - _wide(ref_logps))

@@ -75,13 +75,13 @@ class SLPOConfig(TrainingArguments):
     logging_steps: float = _knob(10, "Log every so many optimizer steps; below 1: a share of all steps.")
     bf16: bool | None = _knob(None, "bfloat16 arithmetic; None: where there is a GPU that is built for it, unless fp16.")
     remove_unused_columns: bool = _knob(False, "Must stay False: the collator needs every column.")
-    loss_type: str = _knob("slpo", "slpo | slpo_sample (equal mass per sample) | dpo (alias sigmoid) | ipo | sft (on the chosen completions).")
-    alpha: float = _knob(0.5, "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, slpo_sample).")
+    loss_type: str = _knob("slpo_sample", "slpo_sample (SLPO, equal mass for every sample) | slpo (SLPO as the paper has it) | dpo (alias sigmoid) | ipo | sft (on the chosen completions).")
+    alpha: float | None = _knob(None, "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, slpo_sample); None: the loss's own default.")
     beta: float = _knob(0.1, "Sharpness of the log-ratios (dpo, ipo, slpo_sample).")
     anchor: float = _knob(1.0, "Weight of the term that keeps a group's mass (slpo_sample).")
     temperature: str = _knob("length", "Temperature t: a positive number, or 'length' for the number of scored tokens (slpo).")
     form: str = _knob("halves", "halves: each completion against its complement | joint: one softmax over all (slpo).")
-    target: str = _knob("mass", "mass: the paper's targets | ratio: length-neutral ones (slpo).")
+    target: str = _knob("ratio", "ratio: length-neutral targets | mass: the paper's (slpo).")
     scale_t2: bool = _knob(True, "Multiply the loss by t², so that gradients compare across lengths (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
@@ -108,6 +108,7 @@ class SLPOConfig(TrainingArguments):
         if self.eval_examples: self.eval_steps = max(round(self.eval_examples/(self.train_batch_size*self.gradient_accumulation_steps*self.world_size)), 1)
         if self.accelerator_config.dispatch_batches is None: self.accelerator_config.dispatch_batches = False    # a packed batch cannot be sliced by its rows
         if self.loss_type == "sigmoid": self.loss_type = "dpo"
+        if self.alpha is None: self.alpha = (slpo_loss if self.loss_type == "slpo" else slpo_sample_loss).__kwdefaults__["alpha"]
         if self.temperature != "length": self.temperature = _number("temperature", self.temperature)
         _check_settings(self)
         if not torch.cuda.is_available(): self.dataloader_pin_memory = False            # pinning needs an accelerator
