@@ -47,7 +47,9 @@ logger = logging.getLogger("slpo")
 LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
 
 def _check_settings(args):
-    "Raise `ValueError`, naming the setting, for values that make no sense."
+    "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense."
+    if args.loss_type == "sigmoid": args.loss_type = "dpo"
+    if args.temperature != "length": args.temperature = _number("temperature", args.temperature)
     for name, allowed in (("loss_type", LOSSES), ("form", ("halves", "joint")), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
                           ("truncation_mode", ("keep_end", "keep_start"))):
         if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
@@ -94,7 +96,7 @@ class SLPOConfig(TrainingArguments):
     precompute_ref_batch_size: int | None = _knob(None, "Groups per batch for that; None: the evaluation batch size.")
     ref_cache_dir: str | None = _knob(None, "Folder that keeps reference log-probabilities between runs; None: HF_HOME/slpo; '': none are kept.")
     eval_examples: int | None = _knob(None, "Evaluate every so many training groups, as the original DPO code does; sets eval_strategy and eval_steps.")
-    dataloader_drop_last: bool = _knob(False, "Leave out what does not fill the last optimizer step of an epoch (another rest each time), and the last batch of an evaluation, as the original DPO code does.")
+    dataloader_drop_last: bool = _knob(False, "Leave out what does not fill the last optimizer step of an epoch, another rest each time, as the original DPO code does. Evaluations stay whole.")
     disable_dropout: bool = _knob(True, "Set every dropout probability to 0.")
     packing: bool = _knob(True, "Groups share rows and completions share prompts, where that is exact; else one padded row for each completion.")
     row_length: int = _knob(1024, "Tokens in a packed row; longer where one group is.")
@@ -110,8 +112,6 @@ class SLPOConfig(TrainingArguments):
         super().__post_init__()
         if self.eval_examples: self.eval_steps = max(round(self.eval_examples/(self.train_batch_size*self.gradient_accumulation_steps*self.world_size)), 1)
         if self.accelerator_config.dispatch_batches is None: self.accelerator_config.dispatch_batches = False    # a packed batch cannot be sliced by its rows
-        if self.loss_type == "sigmoid": self.loss_type = "dpo"
-        if self.temperature != "length": self.temperature = _number("temperature", self.temperature)
         _check_settings(self)
         if not torch.cuda.is_available(): self.dataloader_pin_memory = False            # pinning needs an accelerator
 
@@ -508,6 +508,7 @@ def prediction_step(self:SLPOTrainer, model, inputs, prediction_loss_only, ignor
     with torch.no_grad(): loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
     return (loss, None, None) if prediction_loss_only else (loss, outputs, torch.zeros(len(outputs), device=outputs.device))
 
+# %% ../nbs/07_trainer.ipynb #cell-074
 @patch
 def _get_train_sampler(self:SLPOTrainer, train_dataset=None):
     "As in transformers, where whole optimizer steps are wanted without the groups that are left over: transformers drops partial micro-batches alone."
@@ -517,6 +518,12 @@ def _get_train_sampler(self:SLPOTrainer, train_dataset=None):
     if n < step: raise ValueError(f"dataloader_drop_last=True leaves nothing: {n} groups are fewer than the {step} of one optimizer step")
     return RandomSampler(sampler.data_source, num_samples=n//step*step)
 
+@patch
+def get_eval_dataloader(self:SLPOTrainer, eval_dataset=None):
+    "As in transformers, with every row: `dataloader_drop_last` is for training."
+    drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+    try: return Trainer.get_eval_dataloader(self, eval_dataset)
+    finally: self.args.dataloader_drop_last = drop
 
 # %% ../nbs/07_trainer.ipynb #cell-029
 def _few(rows, most=20) -> str: return f"[{', '.join(map(str, sorted(rows)[:most]))}{', …' if len(rows) > most else ''}]"
