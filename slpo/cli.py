@@ -44,6 +44,7 @@ class RunArguments:
     eval_split: str | None = _knob(None, "Split to evaluate on; None: hold out eval_size rows of the training split, no prompt in both.")
     train_size: int | None = _knob(None, "Train on so many pairs, drawn with the seed; None: all.")
     eval_size: int = _knob(256, "Evaluate on so many pairs.")
+    sft_targets: str = _knob("all", "Supervised fine-tuning on the chosen completion of every pair: all | of each prompt's last pair alone, as the original DPO code does: unique_prompts.")
     sft_epochs: float = _knob(0., "Epochs of supervised fine-tuning on the chosen completions before the preference stage.")
     sft_learning_rate: float | None = _knob(None, "Learning rate of that stage; None: learning_rate.")
     sft_batch_size: int | None = _knob(None, "Pairs per device and batch in that stage; None: per_device_train_batch_size.")
@@ -101,11 +102,19 @@ def _fresh_folder(base:str, resume:bool) -> str:
     return base if n == 1 else f"{base}-{n}"
 
 # %% ../nbs/09_cli.ipynb #cell-010
+def _sft_rows(rows:Dataset, targets:str) -> Dataset:
+    "All rows, or of each prompt the row that stands last in the data. Raises `ValueError` for another word."
+    if targets not in ("all", "unique_prompts"): raise ValueError(f"sft_targets={targets!r}: expected all or unique_prompts")
+    if targets == "all": return rows
+    last = {_key(prompt): i for _, i, prompt in sorted(zip(rows["row"], range(len(rows)), rows["prompt"]))}
+    return rows.select(sorted(last.values()))
+
 def _load_data(run:RunArguments, args:SLPOConfig) -> tuple:
     "(train, eval) rows of text; no prompt is in both."
     def load(split):
         rows = load_preferences(run.dataset_name, split, args.on_bad_rows, sft=args.loss_type == "sft")
-        return rows.add_column("row", range(len(rows))).shuffle(seed=args.seed)                # the numbers that messages name
+        rows = rows.add_column("row", range(len(rows))).shuffle(seed=args.seed)                # the numbers that messages name
+        return _sft_rows(rows, run.sft_targets) if args.loss_type == "sft" else rows
     data = load(run.dataset_split)
     if run.eval_split: test = load(run.eval_split)
     else:
@@ -212,7 +221,7 @@ def train(run:RunArguments, # what to train on what
     if args.loss_type == "sft" or run.sft_epochs:
         changes = dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
                        per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft")
-        stage = _stage("sft", model, tokenizer, args, data, test, **changes if args.loss_type != "sft" else {})
+        stage = _stage("sft", model, tokenizer, args, *(_sft_rows(d, run.sft_targets) for d in (data, test)), **changes if args.loss_type != "sft" else {})
         first = stage.evaluate()["eval_loss"]
         print("== supervised fine-tuning on the chosen completions")
         stage.train(resume_from_checkpoint=run.resume)

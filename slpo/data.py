@@ -318,12 +318,15 @@ def _quick(tokenizer, text:str) -> list:
     return backend.encode(text, add_special_tokens=False).ids if backend else tokenizer(text, add_special_tokens=False)["input_ids"]
 
 # %% ../nbs/06_data.ipynb #cell-032
-def _cut(prompt:list, completions:list, max_length:int=None, max_prompt_length:int=None, truncation_mode:str="keep_end") -> tuple:
-    "(prompt, completions) that fit `max_length` together; the prompt is cut only where the longest completion does not fit."
-    if max_length is None or len(prompt) + max(map(len, completions)) <= max_length: return prompt, completions
+def _cut(prompt:list, completions:list, max_length:int=None, max_prompt_length:int=None, truncation_mode:str="keep_end", max_completion_length:int=None) -> tuple:
+    "(prompt, completions) that fit `max_length` together; each is cut only where the longest completion does not fit."
+    def fits(): return max_length is None or len(prompt) + max(map(len, completions)) <= max_length
+    if fits(): return prompt, completions
     if max_prompt_length is not None and len(prompt) > max_prompt_length:
         prompt = prompt[-max_prompt_length:] if truncation_mode == "keep_end" else prompt[:max_prompt_length]
-    return prompt, [c[:max(max_length - len(prompt), 0)] for c in completions]
+    room = max(max_length - len(prompt), 0)
+    if max_completion_length is not None and not fits(): room = min(room, max_completion_length)
+    return prompt, [c[:room] for c in completions]
 
 def _overlap(completions:list) -> bool: return any(a == b[:len(a)] for i, a in enumerate(completions) for j, b in enumerate(completions) if i != j)
 
@@ -394,12 +397,12 @@ def _note(kind:str, n:int, max_length, so_far:str=""): logger.warning(so_far + _
 _FEATURES = {"prompt_ids": [Value("int32")], "completion_ids": [[Value("int32")]], "ranks": [Value("int32")], "row": Value("int64")}
 _REPORT = {"notes": [Value("string")], "problems": [[Value("string")]]}
 
-def _check_call(dataset, tokenizer, max_length, max_prompt_length, truncation_mode, on_bad_rows):
+def _check_call(dataset, tokenizer, truncation_mode, on_bad_rows, **lengths):
     "Raises `ValueError` for arguments that do not fit."
     if not isinstance(dataset, (Dataset, IterableDataset)): raise ValueError(f"argument 'dataset': expected a datasets.Dataset or IterableDataset, got {type(dataset).__name__}")
     if truncation_mode not in ("keep_end", "keep_start"): raise ValueError(f"argument 'truncation_mode': {truncation_mode!r} is not 'keep_end' or 'keep_start'")
     if on_bad_rows not in ("raise", "drop"): raise ValueError(f"argument 'on_bad_rows': {on_bad_rows!r} is not 'raise' or 'drop'")
-    for name, n in (("max_length", max_length), ("max_prompt_length", max_prompt_length)):
+    for name, n in lengths.items():
         if n is not None and (type(n) is not int or n < 1): raise ValueError(f"argument '{name}': expected a positive integer or None, got {n!r}")
     if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token, a completion must say when it is over")
 
@@ -418,6 +421,7 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
                          *,
                          max_length:int=None, # prompt and completion together, tokens
                          max_prompt_length:int=None, # the prompt, where it must be cut
+                         max_completion_length:int=None, # each completion, where it must be cut; None: what the prompt leaves of max_length
                          truncation_mode:str="keep_end", # which end of the prompt to keep: "keep_end" | "keep_start"
                          sft:bool=False, # keep the best completion alone
                          on_bad_rows:str="raise", # "raise" | "drop"
@@ -425,12 +429,13 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
                         ) -> Dataset: # prompt_ids, completion_ids (best first), ranks, row (its number in `dataset`, or what a column `row` says), ref_logps where given; or an `IterableDataset`
     """Groups of token ids from rows of text, messages or tokens; every row is checked. Raises `BadRows`, and `ValueError` for arguments
     that do not fit. Tokenised input has `prompt_ids`, `chosen_ids`, `rejected_ids` (and `ref_chosen_logps`, `ref_rejected_logps`)."""
-    _check_call(dataset, tokenizer, max_length, max_prompt_length, truncation_mode, on_bad_rows)
+    lengths = dict(max_length=max_length, max_prompt_length=max_prompt_length, max_completion_length=max_completion_length)
+    _check_call(dataset, tokenizer, truncation_mode, on_bad_rows, **lengths)
     stream, dataset = isinstance(dataset, IterableDataset), dataset.with_format(None)
     if (first := next(iter(dataset), None)) is None: raise ValueError("the data set is empty")
     columns = dataset.column_names or list(first)                                      # a stream may not know its columns
     tokens, refs = _check_columns(columns, sft, len(dataset) if not stream else int(dataset.column_names is not None))
-    how = dict(tokenizer=tokenizer, sft=sft, max_length=max_length, max_prompt_length=max_prompt_length, truncation_mode=truncation_mode)
+    how = dict(tokenizer=tokenizer, sft=sft, truncation_mode=truncation_mode, **lengths)
     how |= {"refs": refs} if tokens else {"adds": _adds(tokenizer)}
     features = _FEATURES | ({"ref_logps": [Value("float64")]} if refs else {})
     make = _from_tokens if tokens else _tokenize_row

@@ -29,6 +29,7 @@ from datasets import IterableDataset
 from fastcore.basics import patch
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError
+from torch.utils.data import RandomSampler
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -46,7 +47,10 @@ logger = logging.getLogger("slpo")
 LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
 
 def _check_settings(args):
-    "Raise `ValueError`, naming the setting, for values that make no sense."
+    "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense."
+    if args.loss_type == "sigmoid": args.loss_type = "dpo"
+    if args.alpha is None: args.alpha = (slpo_loss if args.loss_type == "slpo" else slpo_sample_loss).__kwdefaults__["alpha"]
+    if args.temperature != "length": args.temperature = _number("temperature", args.temperature)
     for name, allowed in (("loss_type", LOSSES), ("form", ("halves", "joint")), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
                           ("truncation_mode", ("keep_end", "keep_start"))):
         if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
@@ -86,12 +90,14 @@ class SLPOConfig(TrainingArguments):
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
     max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
+    max_completion_length: int | None = _knob(None, "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.")
     truncation_mode: str = _knob("keep_end", "Which end of a prompt to keep: keep_end | keep_start.")
     on_bad_rows: str = _knob("raise", "What to do with rows that cannot be trained on: raise | drop.")
     precompute_ref_log_probs: bool = _knob(True, "Compute reference log-probabilities once, before training, and keep no reference model.")
     precompute_ref_batch_size: int | None = _knob(None, "Groups per batch for that; None: the evaluation batch size.")
     ref_cache_dir: str | None = _knob(None, "Folder that keeps reference log-probabilities between runs; None: HF_HOME/slpo; '': none are kept.")
     eval_examples: int | None = _knob(None, "Evaluate every so many training groups, as the original DPO code does; sets eval_strategy and eval_steps.")
+    dataloader_drop_last: bool = _knob(False, "Leave out what does not fill the last optimizer step of an epoch, another rest each time, as the original DPO code does. Evaluations stay whole.")
     disable_dropout: bool = _knob(True, "Set every dropout probability to 0.")
     packing: bool = _knob(True, "Groups share rows and completions share prompts, where that is exact; else one padded row for each completion.")
     row_length: int = _knob(1024, "Tokens in a packed row; longer where one group is.")
@@ -107,9 +113,6 @@ class SLPOConfig(TrainingArguments):
         super().__post_init__()
         if self.eval_examples: self.eval_steps = max(round(self.eval_examples/(self.train_batch_size*self.gradient_accumulation_steps*self.world_size)), 1)
         if self.accelerator_config.dispatch_batches is None: self.accelerator_config.dispatch_batches = False    # a packed batch cannot be sliced by its rows
-        if self.loss_type == "sigmoid": self.loss_type = "dpo"
-        if self.alpha is None: self.alpha = (slpo_loss if self.loss_type == "slpo" else slpo_sample_loss).__kwdefaults__["alpha"]
-        if self.temperature != "length": self.temperature = _number("temperature", self.temperature)
         _check_settings(self)
         if not torch.cuda.is_available(): self.dataloader_pin_memory = False            # pinning needs an accelerator
 
@@ -244,7 +247,7 @@ def _why_not_in_chunks(model) -> str:
 def _tokenized(dataset, tokenizer, args):
     if dataset is None or "completion_ids" in (dataset.column_names or ()): return dataset
     return tokenize_preferences(dataset, tokenizer, max_length=args.max_length or None, max_prompt_length=args.max_prompt_length,
-                                truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
+                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
                                 num_proc=args.dataset_num_proc)
 
 
@@ -506,6 +509,23 @@ def prediction_step(self:SLPOTrainer, model, inputs, prediction_loss_only, ignor
     with torch.no_grad(): loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
     return (loss, None, None) if prediction_loss_only else (loss, outputs, torch.zeros(len(outputs), device=outputs.device))
 
+# %% ../nbs/07_trainer.ipynb #cell-074
+@patch
+def _get_train_sampler(self:SLPOTrainer, train_dataset=None):
+    "As in transformers, where whole optimizer steps are wanted without the groups that are left over: transformers drops partial micro-batches alone."
+    sampler = Trainer._get_train_sampler(self, train_dataset)
+    if not self.args.dataloader_drop_last or type(sampler) is not RandomSampler: return sampler
+    step, n = self.args.train_batch_size*self.args.gradient_accumulation_steps*self.args.world_size, len(sampler.data_source)
+    if n < step: raise ValueError(f"dataloader_drop_last=True leaves nothing: {n} groups are fewer than the {step} of one optimizer step")
+    return RandomSampler(sampler.data_source, num_samples=n//step*step)
+
+@patch
+def get_eval_dataloader(self:SLPOTrainer, eval_dataset=None):
+    "As in transformers, with every row: `dataloader_drop_last` is for training."
+    drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+    try: return Trainer.get_eval_dataloader(self, eval_dataset)
+    finally: self.args.dataloader_drop_last = drop
+
 # %% ../nbs/07_trainer.ipynb #cell-029
 def _few(rows, most=20) -> str: return f"[{', '.join(map(str, sorted(rows)[:most]))}{', …' if len(rows) > most else ''}]"
 
@@ -663,7 +683,7 @@ def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1
 # %% ../nbs/07_trainer.ipynb #cell-036
 _METHODS = {"slpo": "SLPO (Ho 2025)", "slpo_sample": "SLPO, sample-mass form", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
 _KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
-_ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length truncation_mode seed bf16 fp16"
+_ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length max_completion_length truncation_mode seed bf16 fp16"
 
 @patch
 def create_model_card(self:SLPOTrainer, folder=None, model_name=None, tags=None, **kwargs):

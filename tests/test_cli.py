@@ -59,8 +59,8 @@ def test_killed_and_resumed_run_equals_the_whole_one(tmp_path):
     p = start(whole)
     output, _ = p.communicate()
     assert p.returncode == 0, output
-    for stage in ("sft", "slpo"):                           # killed twice: once in each stage
-        p = start(broken, *["--resume"]*(stage == "slpo"))
+    for stage in ("sft", "slpo_sample"):                           # killed twice: once in each stage
+        p = start(broken, *["--resume"]*(stage == "slpo_sample"))
         while not list((broken/"out"/stage).glob("checkpoint-*/trainer_state.json")):
             assert p.poll() is None, p.communicate()[0]
             time.sleep(.05)
@@ -73,7 +73,7 @@ def test_killed_and_resumed_run_equals_the_whole_one(tmp_path):
     p = start(broken, "--resume")
     output, _ = p.communicate()
     assert p.returncode == 0, output
-    for stage in ("sft", "slpo"):
+    for stage in ("sft", "slpo_sample"):
         assert (whole/"out"/stage/"model.safetensors").read_bytes() == (broken/"out"/stage/"model.safetensors").read_bytes()
     a, b = [json.loads((f/"out"/"metrics.json").read_text())["results"] for f in (whole, broken)]
     assert a == b
@@ -106,9 +106,9 @@ def test_messages_are_trained_on(tmp_path, chat_model, monkeypatch, capsys):
     flags = ["--dataset_name", "rows.jsonl", "--model_name_or_path", chat_model, "--eval_size", "4", "--max_steps", "2", "--sample_prompts", "2", "--max_new_tokens", "4", "--eval_sampling",
              "--eval_examples", "8", "--per_device_train_batch_size", "8", "--output_dir", "out", "--report_to", "none", "--use_cpu", "--disable_tqdm", "true"]
     assert train_main(flags) == 0, capsys.readouterr().err
-    samples = [json.loads(line) for line in Path("out/slpo/samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in Path("out/slpo_sample/samples.jsonl").read_text().splitlines()]
     assert [s["step"] for s in samples] == [0, 0, 1, 1, 2, 2] and samples[0]["prompt"].startswith("user: What is")
-    assert "trained from" in Path("out/slpo/README.md").read_text()
+    assert "trained from" in Path("out/slpo_sample/README.md").read_text()
 
 
 def test_token_findings_name_the_row_of_the_file(tmp_path, chat_model, monkeypatch, capsys):

@@ -57,7 +57,7 @@ def test_the_command_in_two_processes(tmp_path):
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*command, "--output_dir", "out", "--use_cpu"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("against the model it started from") == 1 and (tmp_path/"out"/"slpo"/"model.safetensors").exists() and (tmp_path/"out"/"metrics.json").exists()
+    assert done.stdout.count("against the model it started from") == 1 and (tmp_path/"out"/"slpo_sample"/"model.safetensors").exists() and (tmp_path/"out"/"metrics.json").exists()
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode and "give --output_dir" in done.stderr
 

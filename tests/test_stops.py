@@ -129,4 +129,4 @@ def test_the_command_says_how_to_go_on(tmp_path):
     p.send_signal(signal.SIGTERM)
     _, said = p.communicate(timeout=100)
     assert p.returncode == 128 + signal.SIGTERM and "Go on with the same command and --resume" in said and "Traceback" not in said, said
-    assert last_checkpoint(tmp_path/"out"/"slpo")
+    assert last_checkpoint(tmp_path/"out"/"slpo_sample")
