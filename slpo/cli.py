@@ -333,7 +333,8 @@ class EvalArguments:
 
     def __post_init__(self):
         if bool(self.model_name_or_path) == bool(self.answers): raise ValueError("give either --model_name_or_path or --answers")
-        if self.baseline == "reference" and not (self.reference_name_or_path or self.answers): raise ValueError("--baseline reference: give --reference_name_or_path")
+        if self.answers and (self.reference_name_or_path or self.baseline != "chosen"): raise ValueError("with --answers nothing is generated: --reference_name_or_path and --baseline have no meaning")
+        if self.baseline == "reference" and not self.reference_name_or_path: raise ValueError("--baseline reference: give --reference_name_or_path")
         if self.dry_run and not self.judge_model: raise ValueError("--dry_run says what the judge would cost: give --judge_model")
         if (self.price_in is None) != (self.price_out is None): raise ValueError("give both --price_in and --price_out, or neither")
         for name in ("eval_size", "max_new_tokens", "batch_size", "judge_workers", "judge_per_minute", "judge_timeout"):
@@ -420,7 +421,9 @@ def _answers(a:EvalArguments) -> tuple:
         print(f"answers: those of an earlier run, {out/'answers.jsonl'}")
         return _read_answers(out/"answers.jsonl"), kept["results"]
     rows = _eval_rows(a)
-    if a.dry_run: return [{"prompt": r["prompt"], "policy": "longest"*(4*a.max_new_tokens//7), "baseline": _chosen_text(r) if a.baseline == "chosen" else "longest"*(4*a.max_new_tokens//7)} for r in rows], {}
+    if a.dry_run:                                                              # a token is about four letters
+        longest = "x"*4*a.max_new_tokens
+        return [{"prompt": row["prompt"], "policy": longest, "baseline": _chosen_text(row) if a.baseline == "chosen" else longest} for row in rows], {}
     rows, results = _generate_answers(a, rows)
     out.mkdir(parents=True, exist_ok=True)
     (out/"answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -226,10 +226,10 @@ class JudgeError(RuntimeError):
 
 def _retry_after(value) -> float:
     "Seconds of a Retry-After header: a number, or a date."
-    try: return max(float(value), 0.)
+    try: return max(0., float(value))                                          # in this order: 0 for NaN
     except (TypeError, ValueError): pass
-    try: return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.)
-    except (TypeError, ValueError): return 0.
+    try: return max(0., parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError): return 0.
 
 class Judge:
     "A language model behind an OpenAI-compatible server; call it with a question. Raises `ValueError` for a URL or key that cannot be one, `JudgeError` where no answer comes."
@@ -327,17 +327,18 @@ def ask_judge(judge, # a `Judge`, or any function: question -> (answer, tokens u
     "Answers from the file, and from the judge where there is none yet. Raises `JudgeError` where asking on is useless; the answers so far are kept."
     file, ask, lock, failed, in_a_row = Path(file), _Asker(judge, per_minute, retries, backoff), threading.Lock(), {}, 0
     keys, kept = [judge_key(judge, *q) for q in questions], _kept_answers(file)
-    missing = {k: text for k, (_, text) in zip(keys, questions) if k not in kept}
+    missing = {k: q for k, q in zip(keys, questions) if k not in kept}
     ask.answered = len(kept.keys() & set(keys))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "ab", buffering=0) as out, tqdm(total=len(missing), desc=desc, unit="answer", disable=desc is None) as bar, ThreadPoolExecutor(workers) as pool:
+    with open(file, "ab") as out, tqdm(total=len(missing), desc=desc, unit="answer", disable=desc is None) as bar, ThreadPoolExecutor(workers) as pool:
         def work(key):
-            text, used = ask(missing[key])
+            order, question = missing[key]
+            text, used = ask(question)
             with lock:
-                kept[key] = {"key": key, "verdict": read_verdict(text), "text": text, "usage": used}
-                out.write(json.dumps(kept[key]).encode() + b"\n"); ask.answered += 1
-        jobs = {pool.submit(work, key): key for key in missing}
+                kept[key] = {"key": key, "order": order, "verdict": read_verdict(text), "text": text, "usage": used, "question": question}
+                out.write(json.dumps(kept[key]).encode() + b"\n"); out.flush(); ask.answered += 1
         try:
+            jobs = {pool.submit(work, key): key for key in missing}
             for job in as_completed(jobs):
                 bar.update()
                 try: job.result(); in_a_row = 0

