@@ -12,7 +12,7 @@ _WHERE = {
     "loss": "slpo_loss slpo_sample_loss",
     "data": "split_hh load_preferences preference_world world_reward BadRows PreferenceCollator",
     "trainer": "Interrupted SLPOConfig SLPOTrainer",
-    "evaluate": "SampleTable",
+    "evaluate": "Judge SampleTable judge_win_rate sample_kl",
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names.split()}
 __all__ = sorted(_MODULE)
