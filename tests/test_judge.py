@@ -286,9 +286,12 @@ def test_ctrl_c_keeps_what_is_under_way(tmp_path, serve):
     arrived = threading.Event()
     def says(question, before): arrived.set(); time.sleep(.3); return longer(question)
     server = serve(says)
-    def press(): arrived.wait(); os.kill(os.getpid(), signal.SIGINT)
+    def press(): arrived.wait(); signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)          # as a terminal does, to the first thread
     threading.Thread(target=press).start()
-    with pytest.raises(KeyboardInterrupt): win_rate(server, tmp_path, workers=3)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)                                   # ignored where tests run in the background
+    try:
+        with pytest.raises(KeyboardInterrupt): win_rate(server, tmp_path, workers=3)
+    finally: signal.signal(signal.SIGINT, before)
     assert 1 <= len(server.seen) <= 3 and len((tmp_path/"verdicts.jsonl").read_text().splitlines()) == len(server.seen)
 
 
