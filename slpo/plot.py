@@ -23,7 +23,7 @@ def use_style():
         "figure.figsize": (5.5, 2.6), "figure.dpi": 110, "figure.constrained_layout.use": True,
         "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.5,
-        "axes.prop_cycle": plt.cycler(color=PALETTE), "pdf.fonttype": 42})
+        "axes.prop_cycle": plt.cycler(color=PALETTE), "pdf.fonttype": 42, "svg.hashsalt": "slpo"})
 
 # %% ../nbs/00_plot.ipynb #cell-007
 def savefig(fig, # a matplotlib figure
