@@ -28,7 +28,7 @@ def run(*command, cwd=PAPER, **variables):
 
 def notebooks():
     "Those that draw a figure or keep a number, in order; 15_paper, which collects the numbers, is the last."
-    return [path for path in sorted(NBS.glob("[0-9]*.ipynb")) if "01" <= path.name[:2] and re.search(r"\bsave(fig|numbers)\(", path.read_text(encoding="utf-8"))]
+    return [path for path in sorted(NBS.glob("[0-9]*.ipynb")) if "01" <= path.name[:2] and re.search(r"(?<!\.)\bsave(fig|numbers)\(", path.read_text(encoding="utf-8"))]
 
 
 def draw():
