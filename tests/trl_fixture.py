@@ -68,15 +68,15 @@ def main():
     from trl import DPOConfig, DPOTrainer
     data = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), row)) for row in ROWS])
     records = [{} for _ in ROWS]
-    for loss_type, beta in (("sigmoid", 0.1), ("sigmoid", 0.5), ("ipo", 0.1), ("ipo", 0.3)):
-        args = DPOConfig(output_dir=tempfile.mkdtemp(), loss_type=loss_type, beta=beta, per_device_train_batch_size=1, report_to="none", use_cpu=True, bf16=False,
+    for loss_type, beta, smoothing in (("sigmoid", 0.1, 0.), ("sigmoid", 0.5, 0.), ("ipo", 0.1, 0.), ("ipo", 0.3, 0.), ("sigmoid", 0.1, 0.2)):
+        args = DPOConfig(output_dir=tempfile.mkdtemp(), loss_type=loss_type, beta=beta, label_smoothing=smoothing, per_device_train_batch_size=1, report_to="none", use_cpu=True, bf16=False,
                          gradient_checkpointing=False)
         t = DPOTrainer(model=model(0), ref_model=model(1), args=args, train_dataset=data, processing_class=tokenizer())
         t.model.eval()
         for i, record in enumerate(records):
             batch = t.data_collator([t.train_dataset[i]])
             with torch.no_grad():
-                record[f"{loss_type} {beta}"] = t.compute_loss(t.model, dict(batch)).item()
+                record[f"{loss_type} {beta}" + f", label_smoothing {smoothing}"*(smoothing > 0)] = t.compute_loss(t.model, dict(batch)).item()
                 record["logps"] = [x.item() for x in t.compute_ref_log_probs(t.model, dict(batch))]
                 record["ref_logps"] = [x.item() for x in t.compute_ref_log_probs(t.ref_model, dict(batch))]
             record["lengths"] = batch["completion_mask"].sum(-1).tolist()
