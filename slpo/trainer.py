@@ -470,6 +470,7 @@ def _checked_loss(self:SLPOTrainer, logps, *args):
     if losses.shape != logps.shape[:1]: raise ValueError(f"preference_loss returned shape {tuple(losses.shape)} for logps of shape {tuple(logps.shape)}: expected one loss for each group, ({len(logps)},)")
     return losses
 
+# %% ../nbs/07_trainer.ipynb #cell-077
 @patch
 def _eps(self:SLPOTrainer) -> float:
     "Machine epsilon of the model's arithmetic."
