@@ -445,13 +445,18 @@ def _losses(self:SLPOTrainer, batch, logps, ref_logps):
     for K in sizes.unique().tolist():
         at = (sizes == K).nonzero()[:, 0]
         block = first[at, None] + torch.arange(K, device=sizes.device)                         # (b,K) places in the flat batch
-        losses = losses.index_put((at,), self._loss(logps[block], ref_logps[block], lengths[block], batch["ranks"][block]))
+        losses = losses.index_put((at,), self._checked_loss(logps[block], ref_logps[block], lengths[block], batch["ranks"][block]))
         for key, value in self._group_metrics(logps[block].detach(), ref_logps[block], batch["ranks"][block]).items():
             metrics.setdefault(key, torch.full_like(losses, math.nan).detach())[at] = value.to(losses)
     return losses, metrics
 
 @patch
-def _loss(self:SLPOTrainer, logps, ref_logps, lengths, ranks):
+def preference_loss(self:SLPOTrainer, logps, # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
+                    ref_logps, # (B,K) log π_ref(y_k|x), nats
+                    lengths, # (B,K) scored tokens
+                    ranks, # (B,K) integers, lower is better
+                   ) -> torch.Tensor: # (B,) a loss for each group
+    "What `loss_type` names. A subclass that returns another (B,) tensor trains with that, see notebook 21."
     a, none = self.args, {"reduction": "none"}
     if a.loss_type == "dpo": return dpo_loss(logps, ref_logps, beta=a.beta, label_smoothing=a.label_smoothing, **none)
     if a.loss_type == "ipo": return ipo_loss(logps/lengths, ref_logps/lengths, beta=a.beta, **none)          # per token, as in TRL
@@ -459,6 +464,13 @@ def _loss(self:SLPOTrainer, logps, ref_logps, lengths, ranks):
     return slpo_loss(logps, ref_logps, alpha=a.alpha, temperature=a.temperature, lengths=lengths, form=a.form, target=a.target,
                      scale_t2=a.scale_t2, ranks=ranks, **none)
 
+@patch
+def _checked_loss(self:SLPOTrainer, logps, *args):
+    losses = self.preference_loss(logps, *args)
+    if losses.shape != logps.shape[:1]: raise ValueError(f"preference_loss returned shape {tuple(losses.shape)} for logps of shape {tuple(logps.shape)}: expected one loss for each group, ({len(logps)},)")
+    return losses
+
+# %% ../nbs/07_trainer.ipynb #cell-077
 @patch
 def _eps(self:SLPOTrainer) -> float:
     "Machine epsilon of the model's arithmetic."
@@ -692,11 +704,12 @@ def create_model_card(self:SLPOTrainer, folder=None, model_name=None, tags=None,
     a, base = self.args, self.accelerator.unwrap_model(self.model).config._name_or_path
     base = "a model built from its configuration" if not base else Path(base).name if Path(base).exists() else base            # no paths of this machine
     rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else "streamed"
-    facts = {"method": _METHODS[a.loss_type], "trained from": base, "groups in the training data": rows, "optimizer steps": self.state.global_step}
-    facts |= {k: getattr(a, k) for k in f"{_KNOBS[a.loss_type]} {_ALWAYS}".split()}
+    own = type(self).preference_loss is not SLPOTrainer.preference_loss and not self._sft
+    facts = {"method": f"a loss of its own, {type(self).__name__}" if own else _METHODS[a.loss_type], "trained from": base, "groups in the training data": rows, "optimizer steps": self.state.global_step}
+    facts |= {k: getattr(a, k) for k in f"{'' if own else _KNOBS[a.loss_type]} {_ALWAYS}".split()}
     facts |= {k: f"{v:.4g}" for k, v in (self.state.log_history[-1] if self.state.log_history else {}).items() if k.startswith("eval_") and "/" in k}
     facts |= {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
-    head = {"library_name": "transformers", "tags": ["slpo", a.loss_type, *([tags] if isinstance(tags, str) else tags or [])]} | ({"base_model": base} if "/" in base else {})
+    head = {"library_name": "transformers", "tags": ["slpo", *([] if own else [a.loss_type]), *([tags] if isinstance(tags, str) else tags or [])]} | ({"base_model": base} if "/" in base else {})
     title = model_name or Path(a.output_dir).name
     text = f"---\n{yaml.safe_dump(head)}---\n\n# {title}\n\nTrained with slpo.\n\n| | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in facts.items())
     Path(folder or a.output_dir).mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,11 @@
 
 Two small random models are policy and reference; for every pair it writes TRL's log-probabilities,
 the lengths, and TRL's loss for one batch that holds this pair alone. Then it trains, and writes what
-TRL logged at every step.
+TRL logged at every step. And the arguments that DPOConfig adds to TrainingArguments or gives another
+default, with their defaults, and those of DPOTrainer.
 """
+import dataclasses
+import inspect
 import json
 import tempfile
 from pathlib import Path
@@ -13,7 +16,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
 ROWS = [("Q: 2 plus 2?\nA:", " four", " five, I think"), ("Say hello.\n", "Hello there, how are you today?", "No."),
         ("Name a colour.\n", "Green", "Greenland is an island"), ("Count:", " one two three four five six seven", " one two")]
@@ -49,25 +52,37 @@ def train(Config, Trainer):
     return [{k: h[k] for k in LOGGED} for h in t.state.log_history if "loss" in h]
 
 
+def defaults(cls):
+    "name -> default of a dataclass's fields."
+    return {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in dataclasses.fields(cls)}
+
+
+def own_arguments(Config):
+    "The fields that a configuration adds to TrainingArguments or gives another default, with their defaults."
+    base = defaults(TrainingArguments)
+    return {k: v for k, v in defaults(Config).items() if k not in base or v != base[k]}
+
+
 def main():
     import trl
     from trl import DPOConfig, DPOTrainer
     data = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), row)) for row in ROWS])
     records = [{} for _ in ROWS]
-    for loss_type, beta in (("sigmoid", 0.1), ("sigmoid", 0.5), ("ipo", 0.1), ("ipo", 0.3)):
-        args = DPOConfig(output_dir=tempfile.mkdtemp(), loss_type=loss_type, beta=beta, per_device_train_batch_size=1, report_to="none", use_cpu=True, bf16=False,
+    for loss_type, beta, smoothing in (("sigmoid", 0.1, 0.), ("sigmoid", 0.5, 0.), ("ipo", 0.1, 0.), ("ipo", 0.3, 0.), ("sigmoid", 0.1, 0.2)):
+        args = DPOConfig(output_dir=tempfile.mkdtemp(), loss_type=loss_type, beta=beta, label_smoothing=smoothing, per_device_train_batch_size=1, report_to="none", use_cpu=True, bf16=False,
                          gradient_checkpointing=False)
         t = DPOTrainer(model=model(0), ref_model=model(1), args=args, train_dataset=data, processing_class=tokenizer())
         t.model.eval()
         for i, record in enumerate(records):
             batch = t.data_collator([t.train_dataset[i]])
             with torch.no_grad():
-                record[f"{loss_type} {beta}"] = t.compute_loss(t.model, dict(batch)).item()
+                record[f"{loss_type} {beta}" + f", label_smoothing {smoothing}"*(smoothing > 0)] = t.compute_loss(t.model, dict(batch)).item()
                 record["logps"] = [x.item() for x in t.compute_ref_log_probs(t.model, dict(batch))]
                 record["ref_logps"] = [x.item() for x in t.compute_ref_log_probs(t.ref_model, dict(batch))]
             record["lengths"] = batch["completion_mask"].sum(-1).tolist()
     path = Path(__file__).with_name("trl_losses.json")
-    path.write_text(json.dumps({"trl": trl.__version__, "torch": torch.__version__, "records": records, "history": train(DPOConfig, DPOTrainer)}, indent=1) + "\n")
+    path.write_text(json.dumps({"trl": trl.__version__, "torch": torch.__version__, "records": records, "history": train(DPOConfig, DPOTrainer),
+                                "config": own_arguments(DPOConfig), "trainer": list(inspect.signature(DPOTrainer.__init__).parameters)[1:]}, indent=1) + "\n")
     print(path.read_text())
 
 
