@@ -126,7 +126,7 @@ def api(module, where, notebook, names):
 
 def math_font():
     "STIX Two Math (SIL Open Font License) for browsers on systems that have no mathematical font: Latin, Greek, operators, mathematical italics."
-    options = subset.Options(flavor="woff", layout_features=["*"])
+    options = subset.Options(layout_features=["*"], name_IDs=["*"])
     font = subset.load_font(str(importlib.resources.files("ziamath")/"fonts"/"STIXTwoMath-Regular.ttf"), options)
     subsetter = subset.Subsetter(options)
     subsetter.populate(unicodes=[c for first, last in ((0x20, 0x7f), (0x370, 0x400), (0x2000, 0x2300), (0x1d434, 0x1d468), (0x1d6a8, 0x1d71c)) for c in range(first, last)])
@@ -139,7 +139,7 @@ def math_font():
 def on_config(config):
     "Navigation: notebooks in the order of their numbers, then the API."
     books = notebooks()
-    title = lambda name: re.search(r"^# (.*)", books[name][0]["source"], flags=re.M)[1]
+    title = lambda name: re.search(r"^# (.*)", books[name][0]["source"], flags=re.M)[1].replace("`", "")
     config.nav = [{"Start": "index.md"}]
     for group, numbers in GROUPS.items():
         if inside := [name for name in books if name[:2].isdigit() and int(name[:2]) in numbers]: config.nav.append({group: [{f"{n[:2]} {title(n)}": f"{n}.md"} for n in inside]})
