@@ -47,19 +47,22 @@ def exports(cells):
 
 
 def link(text, names, folder="api/"):
-    "Markdown in which a public name in backticks leads to its entry."
-    def entry(found): return f"[`{found[1]}{found[2]}`]({folder}{names[found[1]]}.md#{found[1]})" if found[1] in names else found[0]
-    parts = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
-    return "".join(part if i % 2 else re.sub(r"(?<![\[`])`(\w+)((?:\(\))?)`(?![\]`])", entry, part) for i, part in enumerate(parts))
+    "Markdown in which notebooks are pages, a public name in backticks leads to its entry, and, as in Jupyter, a list or table needs no blank line before it."
+    def entry(found): return f"[`{found[1]}{found[2] or ''}`]({folder}{names[found[1]]}.md#{found[1]})" if found[1] in names else found[0]
+    def prose(part):
+        part = re.sub(r"\((\w+)\.ipynb", r"(\1.md", part)
+        part = re.sub(r"^([^\s|*-].*\n)(?=[*-] |1\. |\|)", r"\1\n", part, flags=re.M)
+        return re.sub(r"(?<![\[`])`(\w+)(\([^`\n]*\))?`(?![\]`])", entry, part)
+    return "".join(part if i % 2 else prose(part) for i, part in enumerate(re.split(r"(^```.*?^```)", text, flags=re.M | re.S)))
 
 
-def output(out, name, figures):
+def output(out, name, names, figures):
     "One stored output as Markdown; its picture goes to `figures`."
     data = {kind: "".join(text) for kind, text in out.get("data", {"text/plain": out.get("text", "")}).items()}
     if "image/png" in data:
         figures[name] = base64.b64decode(data["image/png"])
         return f"![Figure of {name}]({name}.png)"
-    if "text/markdown" in data: return re.sub(r"\((\w+)\.ipynb", r"(\1.md", data["text/markdown"])
+    if "text/markdown" in data: return link(data["text/markdown"], names)
     if "text/html" in data: return re.sub(r"<style.*?</style>\s*| border=\"1\"| class=\"dataframe\"| style=\"text-align: right;\"", "", data["text/html"], flags=re.S)
     return f"~~~~{{ .text .output }}\n{data['text/plain'].rstrip()}\n~~~~"
 
@@ -69,13 +72,13 @@ def page(name, cells, names, figures):
     parts, (module, _) = [], exports(cells)
     for cell in cells:
         source = cell["source"]
-        if cell["cell_type"] == "markdown": parts.append(link(re.sub(r"\((\w+)\.ipynb", r"(\1.md", source), names)); continue
+        if cell["cell_type"] == "markdown": parts.append(link(source, names)); continue
         if cell["cell_type"] != "code" or re.match(r"#\| (hide|default_exp)", source): continue
         title = f' title="slpo.{module}"' if source.startswith("#| export") else ""
         code = re.sub(r"^#\| .*\n?", "", source, flags=re.M).strip("\n")
         if code and not source.startswith("#| echo: false"): parts.append(f"<div id=\"{cell['id']}\"></div>\n\n~~~~{{ .python{title} }}\n{code}\n~~~~")
         if re.search(r"^knobs\(", code, flags=re.M): parts.append("*In JupyterLab, sliders appear here.*\n{ .note }")
-        parts += [output(out, f"{name}-{cell['id']}-{i}", figures) for i, out in enumerate(cell["outputs"])]
+        parts += [output(out, f"{name}-{cell['id']}-{i}", names, figures) for i, out in enumerate(cell["outputs"])]
     return "\n\n".join([*parts, f"[This page as a notebook]({name}.ipynb)\n{{ .note }}"])
 
 
