@@ -1,5 +1,4 @@
 """The pages of the site, as hooks of mkdocs.yml: notebooks become Markdown with the outputs that they carry, public names become API pages, formulas become MathML."""
-import ast
 import base64
 import dataclasses
 import html
@@ -32,18 +31,16 @@ def notebooks():
     return found
 
 
-def exports(cells):
-    "The module that a notebook exports (None: none), and name -> id of the cell that defines it."
-    module, where = None, {}
-    for cell in cells:
-        if cell["cell_type"] != "code": continue
-        if found := re.match(r"#\| default_exp (\w+)", cell["source"]): module = found[1]
-        if not cell["source"].startswith("#| export"): continue
-        for node in ast.parse(cell["source"]).body:
-            targets = node.targets if isinstance(node, ast.Assign) else [node]
-            names = [n.id for t in targets for n in getattr(t, "elts", [t]) if isinstance(n, ast.Name)] + [getattr(node, "name", "_")]
-            where.update((name, cell["id"]) for name in names if not name.startswith("_"))
-    return module, where
+def exported(cells):
+    "The module that a notebook exports, or None."
+    return next((found[1] for cell in cells if (found := re.match(r"#\| default_exp (\w+)", cell["source"]))), None)
+
+
+def origin(module, name):
+    "(notebook, cell id) that define a name, from the comments that nbdev leaves in the module."
+    text = inspect.getsource(module)
+    before = text[:re.search(rf"^(?:(?:def|class) {name}\b|(?:\w+, )*{name}\b.* = )", text, flags=re.M).start()]
+    return re.findall(r"^# %% \.\./nbs/(\w+)\.ipynb #([\w-]+)", before, flags=re.M)[-1]
 
 
 def link(text, names, folder="api/"):
@@ -69,7 +66,7 @@ def output(out, name, names, figures):
 
 def page(name, cells, names, figures):
     "A notebook as Markdown. Hidden cells are left out, directives are cut, exported cells say where they go."
-    parts, (module, _) = [], exports(cells)
+    parts, module = [], exported(cells)
     for cell in cells:
         source = cell["source"]
         if cell["cell_type"] == "markdown": parts.append(link(source, names)); continue
@@ -116,14 +113,14 @@ def entry(thing, name, source, names):
     return "\n\n".join([*parts, f"Derived in [{source[0]}](../{source[0]}.md#{source[1]}).\n{{ .note }}"])
 
 
-def api(module, where, notebook, names):
+def api(module, names):
     "The API page of a module."
     loaded = importlib.import_module(f"slpo.{module}")
     parts, constants = [f"---\nsearch:\n  boost: 2\n---\n\n# slpo.{module}", link(loaded.__doc__.strip(), names, "")], []
     for name in loaded.__all__:
         thing = getattr(loaded, name)
-        if callable(thing): parts.append(entry(thing, name, (notebook, where[name]), names))
-        else: constants.append(f"- `{name}`{{ #{name} }}: {type(thing).__name__}, [{notebook}](../{notebook}.md#{where[name]})")
+        if callable(thing): parts.append(entry(thing, name, origin(loaded, name), names))
+        else: constants.append("- `{0}`{{ #{0} }}: {1}, [{2}](../{2}.md#{3})".format(name, type(thing).__name__, *origin(loaded, name)))
     return "\n\n".join(parts + (["## Constants", "\n".join(constants)] if constants else []))
 
 
@@ -146,20 +143,18 @@ def on_config(config):
     config.nav = [{"Start": "index.md"}]
     for group, numbers in GROUPS.items():
         if inside := [name for name in books if name[:2].isdigit() and int(name[:2]) in numbers]: config.nav.append({group: [{f"{n[:2]} {title(n)}": f"{n}.md"} for n in inside]})
-    config.nav.append({"API": [{f"slpo.{module}": f"api/{module}.md"} for module, _ in map(exports, books.values()) if module]})
+    config.nav.append({"API": [{f"slpo.{module}": f"api/{module}.md"} for module in map(exported, books.values()) if module]})
     return config
 
 
 def on_files(files, config):
     "Adds the pages and their figures."
-    books, figures, made = notebooks(), {}, {}
-    exported = {name: exports(cells) for name, cells in books.items()}
-    names = {name: module for module, _ in exported.values() if module for name in importlib.import_module(f"slpo.{module}").__all__
+    books, figures = notebooks(), {}
+    modules = [module for module in map(exported, books.values()) if module]
+    names = {name: module for module in modules for name in importlib.import_module(f"slpo.{module}").__all__
              if name in slpo.__all__ or re.search("[A-Z_]", name)}                                         # `train()` may mean any train
-    for name, cells in books.items(): made[f"{name}.md"] = page(name, cells, names, figures)
-    for name, (module, where) in exported.items():
-        if module: made[f"api/{module}.md"] = api(module, where, name, names)
-    for uri, content in (made | {f"{name}.png": png for name, png in figures.items()} | {"math.woff": math_font()}).items():
+    pages = {f"{name}.md": page(name, cells, names, figures) for name, cells in books.items()} | {f"api/{module}.md": api(module, names) for module in modules}
+    for uri, content in (pages | {f"{name}.png": png for name, png in figures.items()} | {"math.woff": math_font()}).items():
         files.append(File.generated(config, uri, content=content))
     return files
 

@@ -43,7 +43,7 @@ def test_a_slider_moves_a_figure(lab, tmp_path, open_page):
     assert not any(cell["execution_count"] for cell in code_cells(nbs/"02_dpo.ipynb"))                            # as committed
     page.goto(f"{lab}/lab/tree/02_dpo.ipynb")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    page.wait_for_selector('text="Python 3 (ipykernel) | Idle"', timeout=60_000)
+    page.wait_for_selector(r"text=/\| Idle$/", timeout=60_000)
     page.click('[role=menubar] >> text="Run"')
     page.click('.lm-Menu-itemLabel >> text="Run All Cells"')
     handle = page.wait_for_selector(".jp-Notebook .widget-slider .noUi-handle", timeout=90_000)
@@ -54,7 +54,7 @@ def test_a_slider_moves_a_figure(lab, tmp_path, open_page):
     handle.focus()
     for _ in range(4): page.keyboard.press("ArrowRight")
     page.wait_for_function("before => document.querySelector('.widget-output img')?.src && document.querySelector('.widget-output img').src != before", arg=before, timeout=60_000)
-    page.wait_for_selector('text="Python 3 (ipykernel) | Idle"', timeout=60_000)
+    page.wait_for_selector(r"text=/\| Idle$/", timeout=60_000)
     page.keyboard.press("Control+s")
     deadline = time.time() + 30
     while missing := [cell["id"] for cell in code_cells(nbs/"02_dpo.ipynb") if not cell["execution_count"]]:
