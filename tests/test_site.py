@@ -119,8 +119,11 @@ def test_a_browser_shows_every_page(address, pages, open_page):
         formulas += shown["formulas"]
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 900})
-            wide = page.evaluate("document.documentElement.scrollWidth")
-            assert wide <= width, f"{name} is {wide} px wide on a screen of {width}"
+            assert (wide := page.evaluate("document.documentElement.scrollWidth")) <= width, f"{name} is {wide} px wide on a screen of {width}"
+            cut = page.evaluate("""() => {
+                const scrolls = e => e && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
+                return [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e)).map(e => e.outerHTML.slice(0, 200))}""")
+            assert not cut, f"{name}: out of a screen of {width}, and in no box that scrolls: {cut[0]}"
     assert formulas > 200 and not page.complaints, page.complaints
 
 
