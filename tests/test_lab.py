@@ -1,0 +1,63 @@
+"""A notebook in JupyterLab, in a browser: it runs without an error, and moving a slider redraws its figure."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+NBS = Path(__file__).parents[1]/"nbs"
+
+
+@pytest.fixture
+def lab(tmp_path, browser):
+    "The address of a JupyterLab that serves a copy of the notebooks."
+    shutil.copytree(NBS, tmp_path/"nbs", ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs"))
+    home = {f"JUPYTER_{kind}_DIR": str(tmp_path/kind) for kind in ("CONFIG", "RUNTIME")}                # nobody's settings
+    with open(tmp_path/"log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "nbs", "--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=",
+                                   "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
+                                  cwd=tmp_path, env={**os.environ, **home, "JUPYTERLAB_SETTINGS_DIR": str(tmp_path/"settings"), "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path/"workspaces")},
+                                  stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.time() + 60
+        while not (found := re.search(r"(http://(?:localhost|127\.0\.0\.1):\d+)/lab", (tmp_path/"log").read_text())):
+            assert server.poll() is None and time.time() < deadline, (tmp_path/"log").read_text()
+            time.sleep(.2)
+        yield found[1]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def code_cells(path):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code" and cell["source"]]
+
+
+def test_a_slider_moves_a_figure(lab, tmp_path, open_page):
+    page, nbs = open_page(), tmp_path/"nbs"
+    assert not any(cell["execution_count"] for cell in code_cells(nbs/"02_dpo.ipynb"))                            # as committed
+    page.goto(f"{lab}/lab/tree/02_dpo.ipynb")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_selector(r"text=/\| Idle$/", timeout=60_000)
+    page.click('[role=menubar] >> text="Run"')
+    page.click('.lm-Menu-itemLabel >> text="Run All Cells"')
+    handle = page.wait_for_selector(".jp-Notebook .widget-slider .noUi-handle", timeout=90_000)
+    picture = page.wait_for_selector(".widget-output img", timeout=60_000)
+    before = picture.get_attribute("src")
+    assert before.startswith("data:image/png")
+    handle.scroll_into_view_if_needed()
+    handle.focus()
+    for _ in range(4): page.keyboard.press("ArrowRight")
+    page.wait_for_function("before => document.querySelector('.widget-output img')?.src && document.querySelector('.widget-output img').src != before", arg=before, timeout=60_000)
+    page.wait_for_selector(r"text=/\| Idle$/", timeout=60_000)
+    page.keyboard.press("Control+s")
+    deadline = time.time() + 30
+    while missing := [cell["id"] for cell in code_cells(nbs/"02_dpo.ipynb") if not cell["execution_count"]]:
+        assert time.time() < deadline, f"not run: {missing}"
+        page.wait_for_timeout(300)
+    assert not [out for cell in code_cells(nbs/"02_dpo.ipynb") for out in cell["outputs"] if out["output_type"] == "error"] and not page.complaints, page.complaints

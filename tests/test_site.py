@@ -1,0 +1,138 @@
+"""The site: it builds without a warning, its links lead somewhere, it asks no other host for anything, and a browser shows it without complaint."""
+import functools
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin
+
+import pytest
+from bs4 import BeautifulSoup
+
+import slpo
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(path.stem for path in (ROOT/"nbs").glob("*.ipynb"))
+LOADED = [("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src")]      # what a browser fetches
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    "path from the top of the site -> parsed page"
+    return {str(path.relative_to(site)): BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in site.rglob("*.html") if path.name != "404.html"}
+
+
+def test_every_notebook_and_public_name_has_its_place(pages):
+    for name in NOTEBOOKS: assert f"{name}.html" in pages
+    entries = {tag["id"]: page for name, page in pages.items() if name.startswith("api/") for tag in page.find_all("h2", id=True)}
+    for name in slpo.__all__:
+        assert name in entries, f"{name} has no API entry"
+        entry = entries[name].find(id=name)
+        assert name in entry.find_next("code", class_=False).text and len(entry.find_next("p").text) > 20, f"{name}: no signature or docstring"
+        assert re.search(r"\d\d_\w+\.html#cell-", str(entry.find_next("a", href=re.compile("ipynb|html#cell-"))))
+
+
+def test_comments_on_parameters_are_shown(pages):
+    rows = {row.find("code").text: row for row in pages["api/loss.html"].find(id="slpo_sample_loss").find_next("table").find_all("tr") if row.find("code")}
+    assert "weight of the term" in rows["anchor"].text and "float = 1.0" in rows["anchor"].text
+    assert "learning rate" in pages["api/trainer.html"].find(id="SLPOConfig").find_next("table").text
+
+
+def test_links_and_anchors_resolve(site, pages):
+    count, places = 0, {name: {tag["id"] for tag in page.find_all(id=True)} for name, page in pages.items()}
+    for name, page in pages.items():
+        for tag, attribute in [("a", "href"), *LOADED]:
+            for element in page.find_all(tag, {attribute: True}):
+                target, anchor = urldefrag(urljoin(name, element[attribute]))
+                if re.match(r"\w+:", target): continue
+                target = target or name
+                assert (site/unquote(target)).exists(), f"{name}: {element[attribute]} is not there"
+                if anchor and anchor != "__skip": assert unquote(anchor) in places[target], f"{name}: {element[attribute]}: no such place on that page"
+                count += 1
+    assert count > 500
+
+
+def test_names_in_prose_lead_to_their_entries(pages):
+    assert pages["index.html"].find("a", href="api/trainer.html#SLPOTrainer")
+    assert pages["api/loss.html"].find("a", href="mass.html#mass_targets")
+
+
+def test_nothing_is_loaded_from_elsewhere(site, pages):
+    for name, page in pages.items():
+        for tag, attribute in LOADED:
+            for element in page.find_all(tag, {attribute: True}):
+                if "canonical" not in element.get("rel", ()): assert not re.match(r"(https?:)?//", element[attribute]), f"{name} loads {element[attribute]}"
+    for path in site.rglob("*.css"): assert not (found := re.search(r"(url\(|@import)\s*[\"']?(https?:)?//[^)]*", path.read_text())), f"{path.name} loads {found[0]}"
+
+
+def test_no_formula_is_left_as_text(pages):
+    "Outside code: neither a dollar sign nor TeX (\\n is in docstrings), and what was TeX is MathML."
+    formulas = 0
+    for name, page in pages.items():
+        formulas += len(page.find_all("math"))
+        for tag in page.find_all(["code", "pre", "script", "style"]): tag.extract()
+        assert not (found := re.search(r".{0,30}(\$|\\[a-zA-Z(\[]).{0,30}", page.find("main").text.replace(r"\n", ""))), f"{name}: {found[0]}"
+    assert formulas > 200
+
+
+def test_lists_and_tables_are_drawn(pages):
+    for name, page in pages.items():
+        for tag in page.find("main").find_all("p"): assert not (found := re.search(r"^([-*|]|1\.) .*", tag.text, flags=re.M)), f"{name}: {found[0]}"
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_): pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+def test_a_browser_shows_every_page(address, pages, open_page):
+    page, formulas = open_page(), 0
+    page.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or page.complaints.append(f"asks for {r.url}"))
+    for name in pages:
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto(address + name)
+        shown = page.evaluate("""async () => {
+            await document.fonts.ready
+            const drawn = [...document.querySelectorAll('article math')], small = m => { const box = m.getBoundingClientRect(); return box.width < 3 || box.height < 3 }
+            return {formulas: drawn.length, flat: drawn.filter(small).map(m => m.outerHTML), errors: document.querySelectorAll('merror').length,
+                    font: [...document.fonts].some(f => f.family == 'Math' && f.status == 'loaded'),
+                    broken: [...document.images].filter(i => i.complete && !i.naturalWidth).length}}""")
+        assert not shown["flat"] and not shown["errors"] and not shown["broken"], f"{name}: {shown}"
+        assert shown["font"] or not shown["formulas"], f"{name}: the font of the formulas was not loaded"
+        formulas += shown["formulas"]
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert (wide := page.evaluate("document.documentElement.scrollWidth")) <= width, f"{name} is {wide} px wide on a screen of {width}"
+            cut = page.evaluate("""() => {
+                const scrolls = e => e && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
+                return [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e)).map(e => e.outerHTML.slice(0, 200))}""")
+            assert not cut, f"{name}: out of a screen of {width}, and in no box that scrolls: {cut[0]}"
+    assert formulas > 200 and not page.complaints, page.complaints
+
+
+def test_search_and_palette(address, open_page):
+    page = open_page()
+    page.goto(address)
+    page.fill("input[name=query]", "slpo_loss")
+    page.wait_for_selector(".md-search-result__item a")
+    assert "slpo_loss" in page.inner_text(".md-search-result__item >> nth=0") and "api/loss.html" in page.get_attribute(".md-search-result__item a >> nth=0", "href")
+    page.keyboard.press("Escape")
+    page.click("label[title=Dark]")
+    assert page.evaluate("document.body.dataset.mdColorScheme") == "slate" and not page.complaints, page.complaints
