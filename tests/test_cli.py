@@ -79,21 +79,6 @@ def test_killed_and_resumed_run_equals_the_whole_one(tmp_path):
     assert a == b
 
 
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory):
-    "A folder with a tiny model and a tokenizer that has a chat template."
-    import torch
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-    from slpo.data import train_tokenizer
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = train_tokenizer(["user: What is 1 plus 1? assistant: It is two, or three."], vocab_size=300)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, eos_token_id=0, bos_token_id=0)).save_pretrained(folder)
-    return str(folder)
-
-
 def chat(i, ask="?", **says):
     said = {"chosen": f"It is {i}.", "rejected": f"No, {i}!", **says}
     return {"prompt": [{"role": "user", "content": f"What is {i}{ask}"}], **{c: [{"role": "assistant", "content": text}] for c, text in said.items()}}

@@ -72,14 +72,6 @@ class FakeServer(ThreadingHTTPServer):
         do_GET = do_POST
 
 
-@pytest.fixture
-def serve():
-    servers = []
-    def start(says): servers.append(FakeServer(says)); return servers[-1]
-    yield start
-    for server in servers: server.shutdown(); server.server_close()
-
-
 @pytest.fixture(autouse=True)
 def key(monkeypatch): monkeypatch.setenv("OPENAI_API_KEY", KEY)
 

@@ -39,7 +39,7 @@ def double_throughout(monkeypatch):
     to, in_float = torch.Tensor.to, torch.Tensor.float
     def wide(x): return x.dtype == torch.float64
     monkeypatch.setattr(torch.Tensor, "to", lambda x, *a, **k: x if wide(x) and torch.float32 in a else to(x, *a, **k))
-    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if wide(x) else in_float(x))
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if wide(x) else in_float(x) if x.is_floating_point() else x.double())
 
 
 def one_by_one(model, groups):

@@ -100,21 +100,50 @@ def test_version_is_the_same_everywhere():
 
 
 def test_import_is_light_and_names_are_found():
-    code = ("import sys, slpo; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules); "
-            "from slpo import slpo_loss; assert 'torch' in sys.modules and 'transformers' not in sys.modules; "
+    code = ("import sys, slpo; assert not {'torch', 'numpy', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules); "
             "assert all(getattr(slpo, name) for name in slpo.__all__)")
     run(sys.executable, "-c", code, cwd=ROOT)
+
+
+def test_losses_need_torch_only():
+    "Nothing that is not torch's own is loaded by importing the losses, or by calling them."
+    code = """if True:
+        import sys, torch
+        torch.zeros(2, requires_grad=True).logsumexp(0).backward()
+        def packages(): return {m.split(".")[0] for m in sys.modules} - set(sys.stdlib_module_names)
+        before = packages()
+        from slpo import dpo_loss, ipo_loss, log1mexp, mass_targets, sequence_logps, slpo_loss, slpo_sample_loss, transport, ybar_logp, ybar_logp_tree
+        logits, labels = torch.zeros(2, 5, 7, requires_grad=True), torch.tensor([[-100, 1, 2, 3, 0], [-100, 4, 5, 0, -100]])
+        logps = sequence_logps(logits, labels)[None]; ref = logps.detach()
+        n = (labels != -100).sum(-1)[None]
+        sum((dpo_loss(logps, ref), ipo_loss(logps, ref), slpo_sample_loss(logps, ref), slpo_loss(logps, ref, lengths=n), slpo_loss(logps, ref, lengths=n, form="joint"))).backward()
+        mass_targets(ref), ybar_logp(ref), log1mexp(ref), ybar_logp_tree(logits, labels)
+        assert (more := packages() - before) == {"slpo"}, more"""
+    run(sys.executable, "-c", code, cwd=ROOT)
+
+
+def test_what_the_trainer_overrides_exists():
+    "A method that transformers no longer calls under this name would never run, and nothing else would say so: the check of the gradient is one of them."
+    from transformers import Trainer
+    from slpo import SLPOTrainer
+    silent = {"_get_num_items_in_batch", "compute_loss", "prediction_step", "_load_best_model", "create_model_card"}           # these replace, and call no original
+    overridden = set(re.findall(r"\bTrainer\.(\w+)\(self", (ROOT/"slpo"/"trainer.py").read_text())) | silent
+    assert "_get_grad_norm" in overridden
+    for name in overridden: assert name in vars(SLPOTrainer) and name in vars(Trainer), name
 
 
 def test_every_import_is_a_requirement():
     cfg = ConfigParser(delimiters=["="], interpolation=None)
     cfg.read(ROOT/"settings.ini")
     required = {re.match(r"[\w-]+", r)[0] for r in cfg["DEFAULT"]["requirements"].split()}
+    used = set()
     for path in (ROOT/"slpo").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"slpo", "peft", "ipywidgets", "trl"}:    # only with peft_config; in Jupyter; installed by slpo_bench
-                assert {"yaml": "pyyaml"}.get(name, name) in required, f"{path.name} imports {name}, which settings.ini does not require"
+                used.add(name := {"yaml": "pyyaml"}.get(name, name))
+                assert name in required, f"{path.name} imports {name}, which settings.ini does not require"
+    assert not (idle := required - used), f"settings.ini requires {idle}, which nothing imports"
 
 
 def test_public_functions_say_what_they_take():

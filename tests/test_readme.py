@@ -1,0 +1,137 @@
+"""Every code block of README.md runs as printed: stand-ins lie where its names point, and a limit is added to what would take long."""
+import contextlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README, CI = (ROOT/"README.md").read_text(encoding="utf-8"), (ROOT/".ci"/"run").read_text()
+MODELS, DATA = ("HuggingFaceTB/SmolLM2-135M-Instruct", "EleutherAI/pythia-2.8b", "runs/mine/slpo_sample", "runs/mine/sft", "runs/pythia28-hh-sft/sft", "…"), ("rows.jsonl", "runs/mine/held_out.jsonl")
+QUICK = ["--max_steps", "2", "--eval_size", "4", "--sample_prompts", "1", "--max_new_tokens", "4", "--use_cpu", "--report_to", "none"]
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    shown: str     # what README shows below it, indented: the output
+
+
+BLOCKS = [Block(language, text, re.sub(r"^    ", "", shown or "", flags=re.M)) for language, text, shown in re.findall(r"^```(\S*)\n(.*?)^```$(?:\n\n((?:    [^\n]+\n)+))?", README, re.S | re.M)]
+
+
+def stand_in(folder, model):
+    "Puts a tiny model and a few rows where README's names point, as seen from `folder`."
+    for name in MODELS: (folder/name).parent.mkdir(parents=True, exist_ok=True); (folder/name).symlink_to(model)
+    rows = "".join(json.dumps({"prompt": f"What is {i}?", "chosen": f" It is {i}.", "rejected": f" No, {i}!"}) + "\n" for i in range(16))
+    hh = "".join(json.dumps({c: f"\n\nHuman: What is {i}?\n\nAssistant: {c} {i}" for c in ("chosen", "rejected")}) + "\n" for i in range(64))
+    for name in DATA: (folder/name).parent.mkdir(parents=True, exist_ok=True); (folder/name).write_text(rows)
+    (folder/"Anthropic"/"hh-rlhf").mkdir(parents=True)
+    for split in ("train", "test"): (folder/"Anthropic"/"hh-rlhf"/f"{split}.jsonl").write_text(hh)
+
+
+# -- a command's first word -> what is done with its words; each returns an exit status
+
+def main(run, flags):
+    try: return run(flags)
+    except SystemExit as e: return e.code
+
+
+def slpo_train(words, folder, serve):
+    from slpo.cli import train_main
+    small = ["--train_size", "32", "--sft_epochs", "1"]*(not words) + ["--train_size", "8", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]*("--config" in words)
+    return main(train_main, [*words, *small, *QUICK])
+
+
+def slpo_eval(words, folder, serve):
+    from slpo.cli import eval_main
+    from test_judge import longer
+    judge = ["--judge_url", serve(lambda question, before: longer(question)).url, "--judge_model", "fake"]*("--judge_model" in words)
+    return main(eval_main, [*words, *judge, "--eval_size", "4", "--max_new_tokens", "4"])
+
+
+def slpo_bench(words, folder, serve):
+    "Its flags are understood; a run takes minutes. Then it stops, for want of pairs."
+    from slpo.bench import bench_main
+    return 0 if main(bench_main, [*words, "--dataset_name", "gone.jsonl"]) == 2 and not Path("bench.json").exists() else 1
+
+
+def accelerate(words, folder, serve):
+    "The recipe is read by accelerate. Its sharding needs GPUs, so that two processes on a CPU run the rest of the command with ddp.yaml."
+    from accelerate.commands.config.config_args import load_config_from_file
+    assert words[:2] == ["launch", "--config_file"] and words[3] == "$(which slpo_train)", words
+    recipe = ROOT/words[2]
+    assert recipe.is_relative_to(ROOT/"slpo"/"recipes") and load_config_from_file(str(recipe)).num_processes > 1
+    tool = {name: str(Path(sys.executable).with_name(name)) for name in ("accelerate", "slpo_train")}
+    start = [tool["accelerate"], "launch", "--config_file", str(recipe.with_name("ddp.yaml")), "--cpu", "--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0", tool["slpo_train"]]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    rows = ["--dataset_name", "rows.jsonl"]*("--dataset_name" not in words)
+    done = subprocess.run([*start, *words[4:], *rows, *QUICK, "--per_device_train_batch_size", "4"], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.count("against the model it started from") - 1
+
+
+def pip(words, folder, serve):
+    "What is installed, and under which constraints, exists; tests/test_package.py and .ci/run install it."
+    assert words[0] == "install"
+    if "-c" in words: assert (ROOT/words[words.index("-c") + 1]).is_file()
+    return 0 if words[-1] in ("slpo", ".") or words[-1] in (".[dev]",) and "dev_requirements" in (ROOT/"settings.ini").read_text() else 1
+
+
+def in_ci(words, folder, serve):
+    "A test command: run here, it would run itself; .ci/run has it word for word."
+    return 0
+
+
+HANDLERS = {f.__name__: f for f in (slpo_train, slpo_eval, slpo_bench, accelerate, pip)} | {"nbdev_test": in_ci, "pytest": in_ci}
+
+
+def commands(block):
+    "The words of each command in a block of shell lines."
+    for line in block.text.replace("\\\n", " ").splitlines():
+        for command in re.sub(r"(^|\s)#.*", "", line).split("&&"):
+            words = shlex.split(command.replace("$(which slpo_train)", "'$(which slpo_train)'"))
+            while words and re.match(r"\w+=", words[0]): words.pop(0)                    # settings of the environment
+            if words: yield words
+
+
+def test_every_block_has_its_way_to_be_run():
+    assert len(BLOCKS) >= 5 and len(BLOCKS) == README.count("\n```")/2
+    for block in BLOCKS:
+        assert block.language in ("python", "bash"), f"nothing runs a block of {block.language or 'no language'}:\n{block.text}"
+        if block.language == "bash":
+            assert (words := list(commands(block))), block.text
+            for first, *_ in words: assert first in HANDLERS, f"nothing runs {first}:\n{block.text}"
+
+
+def test_test_commands_are_those_of_ci():
+    for block in BLOCKS:
+        if block.language == "bash" and any(HANDLERS[first] is in_ci for first, *_ in commands(block)):
+            for line in block.text.splitlines(): assert line in CI.splitlines(), f".ci/run does not run {line}"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, chat_model):
+    stand_in(tmp_path, chat_model)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "bash"], ids=lambda b: " ".join(b.text.split())[:40])
+def test_shell(block, folder, serve, capfd, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for first, *words in commands(block):
+        assert HANDLERS[first](words, folder, serve) == 0, "".join(capfd.readouterr())[-3000:]
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=lambda b: b.text.splitlines()[-1][:40])
+def test_python(block, folder, capsys):
+    exec(compile(block.text, "README.md", "exec"), {"__name__": "__main__"})
+    said = capsys.readouterr().out
+    if block.shown: assert said.strip() == block.shown.strip()
