@@ -47,7 +47,7 @@ def link(text, names, folder="api/"):
     "Markdown in which notebooks are pages, a public name in backticks leads to its entry, and, as in Jupyter, a list or table needs no blank line before it."
     def entry(found): return f"[`{found[1]}{found[2] or ''}`]({folder}{names[found[1]]}.md#{found[1]})" if found[1] in names else found[0]
     def prose(part):
-        part = re.sub(r"\((\w+)\.ipynb", r"(\1.md", part).replace("](../paper/", "](paper/")
+        part = re.sub(r"\((\w+)\.ipynb", r"(\1.md", part).replace("](../", "](")
         part = re.sub(r"^([^\s|*-].*\n)(?=[*-] |1\. |\|)", r"\1\n", part, flags=re.M)
         return re.sub(r"(?<![\[`])`(\w+)(\([^`\n]*\))?`(?![\]`])", entry, part)
     return "".join(part if i % 2 else prose(part) for i, part in enumerate(re.split(r"(^```.*?^```)", text, flags=re.M | re.S)))
@@ -144,6 +144,7 @@ def on_config(config):
     for group, numbers in GROUPS.items():
         if inside := [name for name in books if name[:2].isdigit() and int(name[:2]) in numbers]: config.nav.append({group: [{f"{n[:2]} {title(n)}": f"{n}.md"} for n in inside]})
     config.nav.append({"API": [{f"slpo.{module}": f"api/{module}.md"} for module in map(exported, books.values()) if module]})
+    config.nav.append({"Contributing": "CONTRIBUTING.md"})
     return config
 
 
@@ -154,6 +155,7 @@ def on_files(files, config):
     names = {name: module for module in modules for name in importlib.import_module(f"slpo.{module}").__all__
              if name in slpo.__all__ or re.search("[A-Z_]", name)}                                         # `train()` may mean any train
     pages = {f"{name}.md": page(name, cells, names, figures) for name, cells in books.items()} | {f"api/{module}.md": api(module, names) for module in modules}
+    pages["CONTRIBUTING.md"] = link((NBS.parent/"CONTRIBUTING.md").read_text(encoding="utf-8"), names)
     papers = {f"paper/{path.name}": path.read_bytes() for path in (NBS.parent/"paper").glob("*.pdf")}
     for uri, content in (pages | papers | {f"{name}.png": png for name, png in figures.items()} | {"math.woff": math_font()}).items():
         files.append(File.generated(config, uri, content=content))

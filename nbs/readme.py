@@ -16,7 +16,7 @@ def render() -> str:
         if cell.cell_type == "code" and cell.source.startswith("#| echo: false"): cell.metadata["transient"] = {"remove_source": True}
     nb.metadata["language_info"] = {"name": "python"}
     text, _ = MarkdownExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)
-    text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](")
+    text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](").replace("](images/", "](nbs/images/")
     text = re.sub(r"^> (.*)$", r"*\1*", text, count=1, flags=re.M)
     return "<!-- written by nbs/readme.py from nbs/index.ipynb -->\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

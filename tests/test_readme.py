@@ -84,12 +84,30 @@ def pip(words, folder, serve):
     return 0 if words[-1] in ("slpo", ".") or words[-1] in (".[dev]",) and "dev_requirements" in (ROOT/"settings.ini").read_text() else 1
 
 
-def in_ci(words, folder, serve):
-    "A test command: run here, it would run itself; .ci/run has it word for word."
+def pytest_(words, folder, serve):
+    "Run here, it would run itself; .ci/run has it word for word."
     return 0
 
 
-HANDLERS = {f.__name__: f for f in (slpo_train, slpo_eval, slpo_bench, accelerate, pip)} | {"nbdev_test": in_ci, "pytest": in_ci}
+def nbdev_test(words, folder, serve):
+    "All notebooks are .ci/run's; one of them is run, and draws its figures."
+    if not words: return 0
+    done = subprocess.run([Path(sys.executable).with_name("nbdev_test"), *words], cwd=ROOT, env={**os.environ, "SLPO_FIGURES": str(folder/"paper"/"figures")}, capture_output=True, text=True)
+    return done.returncode or not list((folder/"paper"/"figures").glob("*.pdf"))
+
+
+def python(words, folder, serve):
+    "The paper's script takes minutes; tests/test_paper.py runs its parts."
+    assert words == ["paper/build.py"]
+    return subprocess.run([sys.executable, ROOT/words[0], "--help"], stdout=subprocess.DEVNULL).returncode
+
+
+def mkdocs(words, folder, serve):
+    "tests/test_site.py builds the site with the same words."
+    return 0 if words == ["build", "--strict"] and '"build", "--strict"' in (ROOT/"tests"/"test_site.py").read_text() else 1
+
+
+HANDLERS = {f.__name__.rstrip("_"): f for f in (slpo_train, slpo_eval, slpo_bench, accelerate, pip, pytest_, nbdev_test, python, mkdocs)}
 
 
 def commands(block):
@@ -112,7 +130,7 @@ def test_every_block_has_its_way_to_be_run():
 
 def test_test_commands_are_those_of_ci():
     for block in BLOCKS:
-        if block.language == "bash" and any(HANDLERS[first] is in_ci for first, *_ in commands(block)):
+        if block.language == "bash" and any(words in (["nbdev_test"], ["pytest", "-q", "tests"]) for words in commands(block)):
             for line in block.text.splitlines(): assert line in CI.splitlines(), f".ci/run does not run {line}"
 
 
