@@ -202,7 +202,8 @@ def _figure(history:list, path:Path, title:str):
         for key, colour in (("chosen", CHOSEN), ("rejected", REJECTED)):
             points = [(h["step"], h[k]) for h in history if (k := f"{prefix}logratios/{key}") in h]
             if points: ax.plot(*zip(*points), color=colour, label=f"{key}, {'held-out' if prefix else 'training'}", **style)
-    ax.axhline(0, color=REST, lw=.8); ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+    ax.axhline(0, color=REST, lw=.8)
+    if ax.get_legend_handles_labels()[0]: ax.legend(loc="center left", bbox_to_anchor=(1, .5))             # a run may be over before its first log
     ax.set(xlabel="optimizer step", ylabel="log-prob change, nats", title=title)
     fig.savefig(path, dpi=150); plt.close(fig)
 

@@ -432,7 +432,7 @@ def _logps(self:SLPOTrainer, model, batch):
         else: logps = sequence_logps(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits, batch["labels"])
     if not logps.isfinite().all():
         rows = batch["rows"].repeat_interleave(batch["sizes"])[~logps.isfinite()].unique().tolist()
-        raise FloatingPointError(f"step {self.state.global_step}: a log-probability is not finite, in rows {_few(rows)} of the data set: the weights, or what the model makes of these rows, have left the range of {model.dtype}. {self._what_is_whole()}")
+        raise FloatingPointError(f"step {self.state.global_step}: a log-probability is not finite, in rows {_few(rows)} of the data set; no step was taken and nothing was saved. The weights, or what the model makes of these rows, have left the range of {model.dtype}: try a wider precision or, where training had begun, a lower learning_rate. {self._what_is_whole()}")
     return logps
 
 # %% ../nbs/07_trainer.ipynb #cell-026
@@ -539,6 +539,9 @@ def get_eval_dataloader(self:SLPOTrainer, eval_dataset=None):
     finally: self.args.dataloader_drop_last = drop
 
 # %% ../nbs/07_trainer.ipynb #cell-029
+if not hasattr(Trainer, "_get_grad_norm"):                                   # or gradients would go unchecked without a word
+    raise ImportError("slpo checks every gradient in Trainer._get_grad_norm, which this transformers lacks: install one that slpo's requirements allow")
+
 def _few(rows, most=20) -> str: return f"[{', '.join(map(str, sorted(rows)[:most]))}{', …' if len(rows) > most else ''}]"
 
 @patch
