@@ -18,7 +18,7 @@ from mkdocs.structure.files import File
 import slpo
 
 NBS = Path(__file__).parent
-GROUPS = {"Derivation": range(0, 6), "Package": range(6, 11), "Experiments": range(11, 20), "Guides": range(20, 30)}    # by a notebook's number
+GROUPS = {"Guides": range(20, 30), "Derivation": range(0, 6), "Package": range(6, 11), "Experiments": range(11, 20)}    # by a notebook's number
 TEX = LatexToMathML(fancy_error=False)
 FORMULA = re.compile(r"\\[(\[](.*?)\\[)\]]", re.S)                            # as arithmatex hands them on
 
@@ -66,15 +66,15 @@ def output(out, name, names, figures):
 
 def page(name, cells, names, figures):
     "A notebook as Markdown. Hidden cells are left out, directives are cut, exported cells say where they go."
-    parts, module = [], exported(cells)
+    parts, module = ["---\nsearch:\n  boost: 3\n---"]*name.startswith("2"), exported(cells)                    # guides come first in a search; code is not searched
     for cell in cells:
         source = cell["source"]
         if cell["cell_type"] == "markdown": parts.append(link(source, names)); continue
         if cell["cell_type"] != "code" or re.match(r"#\| (hide|default_exp)", source): continue
         title = f' title="slpo.{module}"' if source.startswith("#| export") else ""
         code = re.sub(r"^#\| .*\n?", "", source, flags=re.M).strip("\n")
-        if code and not source.startswith("#| echo: false"): parts.append(f"<div id=\"{cell['id']}\"></div>\n\n~~~~{{ .python{title} }}\n{code}\n~~~~")
-        if re.search(r"^knobs\(", code, flags=re.M): parts.append("*In JupyterLab, sliders appear here.*\n{ .note }")
+        if code and not source.startswith("#| echo: false"): parts.append(f"<div id=\"{cell['id']}\"></div>\n\n~~~~{{ .python{title} data-search-exclude="" }}\n{code}\n~~~~")
+        if re.search(r"^knobs\(", code, flags=re.M): parts.append("*In JupyterLab, sliders appear here once all cells have run.*\n{ .note }")
         parts += [output(out, f"{name}-{cell['id']}-{i}", names, figures) for i, out in enumerate(cell["outputs"])]
     return "\n\n".join([*parts, f"[This page as a notebook]({name}.ipynb)\n{{ .note }}"])
 

@@ -127,6 +127,7 @@ def _load_data(run:RunArguments, args:SLPOConfig) -> tuple:
         held_out = set(keys[:run.eval_size])
         inside = [key in held_out for key in keys]
         test, data = [data.select([i for i, x in enumerate(inside) if x is want]) for want in (True, False)]
+        if (more := len(test) - run.eval_size) > 0: print(f"{more} more {'row has a' if more == 1 else 'rows have'} held-out prompt{'s'*(more > 1)}: neither trained nor evaluated on")
     test = test.select(range(min(run.eval_size, len(test))))
     if run.train_size: data = data.select(range(min(run.train_size, len(data))))
     if not len(data) or not len(test): raise ValueError(f"{len(data)} rows to train on and {len(test)} to evaluate on: lower --eval_size")
@@ -394,7 +395,7 @@ def _made_by(a:EvalArguments) -> dict:
     "Settings that the answers depend on, and when the weights of local models were written."
     names = ("model_name_or_path", "reference_name_or_path", "baseline", "dataset_name", "dataset_split", "on_bad_rows", "eval_size", "max_length", "max_new_tokens", "temperature", "batch_size", "dtype", "seed")
     folders = [Path(x) for x in (a.model_name_or_path, a.reference_name_or_path, a.baseline) if x and Path(x).is_dir()]
-    return {n: getattr(a, n) for n in names} | {"weights written": [max((f.stat().st_mtime for f in x.glob("*.safetensors")), default=0) for x in folders]}
+    return {n: getattr(a, n) for n in names} | {"weights (their date)": [max((f.stat().st_mtime for f in x.glob("*.safetensors")), default=0) for x in folders]}
 
 def _load_like(name:str, dtype:str, like=None) -> tuple:
     "(model, tokenizer); raises `ValueError` where its tokens are not those of `like`."

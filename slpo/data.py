@@ -53,7 +53,7 @@ class BadRows(ValueError):
     "Rows that cannot be trained on; `findings` has every one of them."
     def __init__(self, findings:list, total:int):
         self.findings, self.total = list(findings), total
-        super().__init__(f"{_report(self.findings, total)}\nFix these rows, or leave them out with on_bad_rows='drop'.")
+        super().__init__(f"{_report(self.findings, total)}\nRows count from 0. Fix these, or leave them out: on_bad_rows='drop' (for commands, --on_bad_rows drop).")
 
     def __reduce__(self): return type(self), (self.findings, self.total)              # between processes
 

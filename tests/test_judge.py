@@ -409,7 +409,7 @@ def test_slpo_eval_from_models_to_a_table(tmp_path, serve, models, capsys, monke
     assert eval_main(flags) == 0 and len(server.seen) == 40 and json.loads((tmp_path/"out"/"metrics.json").read_text())["results"] == numbers["results"]
     assert eval_main([*flags, "--seed", "1"]) == 2 and "made with another seed" in capsys.readouterr().err
     os.utime(models/"policy"/"model.safetensors")                                                      # trained again
-    assert eval_main(flags) == 2 and "made with another weights written" in capsys.readouterr().err
+    assert eval_main(flags) == 2 and "made with another weights (their date)" in capsys.readouterr().err
 
 
 def test_messages_and_a_third_model(tmp_path, serve, models, capsys, monkeypatch):
