@@ -1,6 +1,6 @@
 """The paper, from the notebooks: figures, numbers, tables, slpo.pdf.
 
-    python paper/build.py          all of it, about five minutes on two cores
+    python paper/build.py          all of it, about three minutes on two cores
     python paper/build.py --tex    slpo.pdf alone, from the figures and numbers that are there
 
 Needs what `pip install -e '.[dev]'` installs, and TeX Live: apt install latexmk texlive-latex-extra texlive-fonts-recommended
