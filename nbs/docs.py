@@ -66,7 +66,7 @@ def output(out, name, names, figures):
 
 def page(name, cells, names, figures):
     "A notebook as Markdown. Hidden cells are left out, directives are cut, exported cells say where they go."
-    parts, module = ["---\nsearch:\n  boost: 3\n---"]*name.startswith("2"), exported(cells)                    # guides come first in a search; code is not searched
+    parts, module = ["---\nsearch:\n  boost: 2\n---"]*name.startswith("2"), exported(cells)                    # guides come first in a search; code is not searched
     for cell in cells:
         source = cell["source"]
         if cell["cell_type"] == "markdown": parts.append(link(source, names)); continue
