@@ -82,6 +82,15 @@ def load(folder, *flags):
     return _load_data(run, args)
 
 
+def test_no_row_is_left_out_without_a_word(tmp_path, capsys):
+    "Eight prompts of three rows each, four rows to hold out: two prompts or more, whose other rows are neither trained nor evaluated on."
+    (tmp_path/"rows.jsonl").write_text("".join(json.dumps(hh(f"Question {i//3}?", f"answer {i}", "no")) + "\n" for i in range(24)))
+    run, args = parse_run(["--dataset_name", str(tmp_path/"rows.jsonl"), "--model_name_or_path", "none", "--output_dir", str(tmp_path/"out"), "--eval_size", "4"])
+    train, test = _load_data(run, args)
+    assert len(test) == 4 and not set(train["prompt"]) & set(test["prompt"]) and (more := 24 - len(train) - 4) > 0
+    assert f"{more} more rows have held-out prompts: neither trained nor evaluated on" in capsys.readouterr().out
+
+
 def test_one_sft_target_a_prompt(tmp_path):
     rows = [hh("A", "a1", "x"), hh("B", "b1", "x"), hh("A", "a2", "x"), hh("C", "c1", "x"), hh("A", "a0", "x"), hh("B", "b0", "x")]
     for split in ("train", "test"): (tmp_path/f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
