@@ -106,4 +106,7 @@ def test_the_same_pdf_without_a_complaint(tmp_path):
     paper = tmp_path/"elsewhere"
     shutil.copytree(PAPER, paper)
     assert build.typeset(paper, tmp_path) == []
-    assert (tmp_path/"slpo.pdf").read_bytes() == (PAPER/"slpo.pdf").read_bytes(), "slpo.pdf is not what slpo.tex says (or TeX Live is another one): run python paper/build.py --tex"
+    fresh, kept = (tmp_path/"slpo.pdf").read_bytes(), (PAPER/"slpo.pdf").read_bytes()
+    made_by, here = (re.search(rb"/Producer \((.*?)\)", pdf)[1].decode() for pdf in (kept, fresh))
+    if made_by != here: pytest.skip(f"typeset without a complaint; bytes compare with {made_by} only, this is {here}")
+    assert fresh == kept, "slpo.pdf is not what slpo.tex says: run python paper/build.py --tex"
