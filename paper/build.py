@@ -43,11 +43,15 @@ def typeset(paper=PAPER, to=None):
     "slpo.pdf in `to`, and what LaTeX's log complains of. The clock is set to 0, so that the same text is the same file."
     to = Path(to or paper)
     with tempfile.TemporaryDirectory() as aux:
-        run("latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", f"-outdir={aux}", "slpo.tex", cwd=paper, SOURCE_DATE_EPOCH="0", FORCE_SOURCE_DATE="1")
-        log = (Path(aux)/"slpo.log").read_text(errors="replace")
+        def latexmk(*more): run("latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", f"-outdir={aux}", *more, "slpo.tex", cwd=paper, SOURCE_DATE_EPOCH="0", FORCE_SOURCE_DATE="1")
+        def log(): return (Path(aux)/"slpo.log").read_text(errors="replace")
+        latexmk()
+        for _ in range(4):                                     # it takes an auxiliary file of the same second and size for unchanged
+            if "Rerun to get" in log(): latexmk("-g")
         bibliography = (Path(aux)/"slpo.blg").read_text(errors="replace")
+        found = complaints(log(), bibliography)
         shutil.copy(Path(aux)/"slpo.pdf", to/"slpo.pdf")
-    return complaints(log, bibliography)
+    return found
 
 
 def complaints(log:str, bibliography:str="") -> list: # of str

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -130,8 +131,12 @@ def test_a_browser_shows_every_page(address, pages, open_page):
 def test_search_and_palette(address, open_page):
     page = open_page()
     page.goto(address)
-    page.fill("input[name=query]", "slpo_loss")
-    page.wait_for_selector(".md-search-result__item a")
+    deadline = time.time() + 60
+    while not page.query_selector(".md-search-result__item a"):                 # words typed before the index is there are lost
+        assert time.time() < deadline, "no result"
+        page.fill("input[name=query]", "")
+        page.fill("input[name=query]", "slpo_loss")
+        page.wait_for_timeout(1000)
     assert "slpo_loss" in page.inner_text(".md-search-result__item >> nth=0") and "api/loss.html" in page.get_attribute(".md-search-result__item a >> nth=0", "href")
     page.keyboard.press("Escape")
     page.click("label[title=Dark]")
