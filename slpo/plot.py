@@ -43,10 +43,10 @@ def savefig(fig, # a matplotlib figure
     fig.savefig(path, metadata={"CreationDate": None})
     return path
 
-# %% ../nbs/00_plot.ipynb #da99ec8c
+# %% ../nbs/00_plot.ipynb #cell-013
 def savenumbers(notebook:str, # the notebook that measured them, "12_sentiment"
                 numbers:dict, # name (letters only, as LaTeX wants them) -> text, "0.352"
-                tables:dict=None, # name -> rows of text, the first one the head
+                tables:dict=None, # name -> a Markdown table
                 folder="results/numbers", # where the file goes
                ) -> Path: # the JSON file that was written
     "Keep numbers and tables for the paper. Raises `ValueError` for a name that LaTeX could not call."

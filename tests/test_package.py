@@ -59,11 +59,11 @@ def test_what_is_in_the_wheel(built):
 
 
 def test_what_is_in_the_sdist(built):
-    "The preferred form for making changes: notebooks, settings and tests; no weights, caches, runs."
+    "The preferred form for making changes: notebooks, settings, tests and the paper; no weights, caches, runs."
     with tarfile.open(built[0]) as t: names = {m.name.split("/", 1)[1] for m in t.getmembers() if m.isfile()}
-    wanted = {str(p.relative_to(ROOT)) for pattern in ("nbs/*.ipynb", "nbs/*.py", "nbs/results/**/*.json", "slpo/**/*.py", "slpo/recipes/**/*.yaml", "tests/*.py") for p in ROOT.glob(pattern)}
-    assert wanted | {"settings.ini", "setup.py", "pyproject.toml", "constraints.txt", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "slpo/py.typed"} <= names
-    assert not (odd := [n for n in names if "." in Path(n).name and not re.search(r"\.(py|ipynb|json|md|yaml|ini|toml|txt|cff|cfg|in|typed)$", n)]), odd
+    wanted = {str(p.relative_to(ROOT)) for pattern in ("nbs/*.ipynb", "nbs/*.py", "nbs/results/**/*.json", "slpo/**/*.py", "slpo/recipes/**/*.yaml", "tests/*.py", "nbs/*.css", "nbs/images/*.svg", "paper/*.*", "paper/*/*.*") for p in ROOT.glob(pattern) if "__pycache__" not in p.parts}
+    assert wanted | {"settings.ini", "setup.py", "pyproject.toml", "constraints.txt", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "mkdocs.yml", "slpo/py.typed"} <= names
+    assert not (odd := [n for n in names if "." in Path(n).name and not re.search(r"\.(py|ipynb|json|md|yaml|ini|toml|txt|cff|cfg|in|typed|yml|css|svg|tex|bib|pdf)$", n)]), odd
 
 
 def test_metadata(built):
