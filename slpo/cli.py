@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -303,9 +304,9 @@ def train_main(argv:list=None # flags; default: those of the command line
         if torch.distributed.is_initialized():                                 # threads of gloo that are left can end the interpreter badly (pytorch#190489)
             gc.collect(); torch.distributed.destroy_process_group()
         return 0
-    except Interrupted as e:
-        print(f"slpo_train: {e}\nGo on with the same command and --resume.", file=sys.stderr)
-        return 128 + e.signal
+    except KeyboardInterrupt as e:                                             # Interrupted, or Ctrl-C outside training
+        print(f"slpo_train: {str(e) or 'stopped'}\nGo on with the same command and --resume.", file=sys.stderr)
+        return 128 + (e.signal if isinstance(e, Interrupted) else signal.SIGINT)
     except Exception as e:
         if debug: raise
         return _complain("slpo_train", e)
