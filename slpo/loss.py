@@ -82,7 +82,7 @@ def _anchor(scores:Tensor) -> Tensor:
     "(B,) `A - 1 - log A` for `A = mean(exp(scores))`; linear beyond log A = 30."
     a = scores.logsumexp(-1) - math.log(scores.shape[-1])
     inside = a.clamp(max=30)
-    return torch.expm1(inside) - inside + math.expm1(30)*F.relu(a - 30)     # a slope of 1e13 must be nowhere in the backward pass below 30
+    return torch.expm1(inside) - inside + math.expm1(30)*F.relu(a - 30)       # relu: below 30 no 1e13 in the backward pass, where it would round the slope away
 
 def slpo_sample_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
                      ref_logps:Tensor, # (B,K) log π_ref(y_k|x), nats
