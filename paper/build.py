@@ -3,7 +3,7 @@
     python paper/build.py          all of it, about three minutes on two cores
     python paper/build.py --tex    slpo.pdf alone, from the figures and numbers that are there
 
-Needs what `pip install -e '.[dev]'` installs, and TeX Live: apt install latexmk texlive-latex-extra texlive-fonts-recommended
+Needs what `pip install -e '.[dev]'` installs, and TeX Live: apt install latexmk texlive-latex-extra texlive-fonts-recommended lmodern
 """
 import argparse
 import os

@@ -101,7 +101,7 @@ def test_complaints_are_found():
     assert len(build.complaints(log, "Warning--empty year in a\n")) == 4
 
 
-@pytest.mark.skipif(not shutil.which("latexmk"), reason="TeX Live is not installed (apt install latexmk texlive-latex-extra texlive-fonts-recommended)")
+@pytest.mark.skipif(not shutil.which("latexmk"), reason="TeX Live is not installed (apt install latexmk texlive-latex-extra texlive-fonts-recommended lmodern)")
 def test_the_same_pdf_without_a_complaint(tmp_path):
     paper = tmp_path/"elsewhere"
     shutil.copytree(PAPER, paper)

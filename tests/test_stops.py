@@ -124,7 +124,8 @@ def test_half_a_cache_is_computed_anew(tmp_path):
 def test_the_command_says_how_to_go_on(tmp_path, number, after, last):
     "A run far longer than the test; the signal comes after a line that says how far it is."
     command = [str(Path(sys.executable).with_name("slpo_train")), "--train_size", "384", "--eval_size", "8", "--sft_epochs", "0", "--num_train_epochs", "500", "--save_steps", "100000", "--output_dir", "out"]
-    p = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))            # ignored where tests run in the background
     for line in p.stdout:
         if line.startswith(after): break
     p.send_signal(number)
