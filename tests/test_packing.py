@@ -144,10 +144,9 @@ def test_a_head_that_is_not_plain_keeps_its_work(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["GPTNeoX", "Llama"])
-def test_flex_attention_sees_what_sdpa_sees(name, monkeypatch):
+@torch.compiler.set_stance("force_eager")
+def test_flex_attention_sees_what_sdpa_sees(name):
     "Forward only, and not compiled: PyTorch has no backward pass of flex_attention on a CPU, and compiling takes a compiler."
-    from torch.nn.attention.flex_attention import flex_attention
-    monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", lambda *a, training=False, **k: flex_attention(*a, **k))
     settings = {**PACKED[name], "hidden_size": 64}
     flex, sdpa = (tiny(name, settings, torch.float32, attn_implementation=a) for a in ("flex_attention", "sdpa"))
     assert _why_not_packed(flex, 1024) is None
