@@ -325,18 +325,23 @@ def ask_judge(judge, # a `Judge`, or any function: question -> (answer, tokens u
               desc:str="asking the judge", # shown beside the progress bar; None: no bar
              ) -> tuple: # ([answer of each question as kept in the file, or None], {question's place: why there is none})
     "Answers from the file, and from the judge where there is none yet. Raises `JudgeError` where asking on is useless; the answers so far are kept."
-    file, ask, lock, failed, in_a_row = Path(file), _Asker(judge, per_minute, retries, backoff), threading.Lock(), {}, 0
+    file, ask, lock, failed, in_a_row, under_way = Path(file), _Asker(judge, per_minute, retries, backoff), threading.Condition(), {}, 0, 0
     keys, kept = [judge_key(judge, *q) for q in questions], _kept_answers(file)
     missing = {k: q for k, q in zip(keys, questions) if k not in kept}
     ask.answered = len(kept.keys() & set(keys))
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "ab") as out, tqdm(total=len(missing), desc=desc, unit="answer", disable=desc is None) as bar, ThreadPoolExecutor(workers) as pool:
         def work(key):
-            order, question = missing[key]
-            text, used = ask(question)
-            with lock:
-                kept[key] = {"key": key, "order": order, "verdict": read_verdict(text), "text": text, "usage": used, "question": question}
-                out.write(json.dumps(kept[key]).encode() + b"\n"); out.flush(); ask.answered += 1
+            nonlocal under_way
+            with lock: under_way += 1
+            try:
+                order, question = missing[key]
+                text, used = ask(question)
+                with lock:
+                    kept[key] = {"key": key, "order": order, "verdict": read_verdict(text), "text": text, "usage": used, "question": question}
+                    out.write(json.dumps(kept[key]).encode() + b"\n"); out.flush(); ask.answered += 1
+            finally:
+                with lock: under_way -= 1; lock.notify()
         try:
             jobs = {pool.submit(work, key): key for key in missing}
             for job in as_completed(jobs):
@@ -346,7 +351,9 @@ def ask_judge(judge, # a `Judge`, or any function: question -> (answer, tokens u
                     failed[jobs[job]], in_a_row = str(e), in_a_row + 1
                     if ask.refused: raise ask.refused from None
                     if in_a_row >= give_up: raise JudgeError(f"{in_a_row} questions in a row without an answer, the last: {e}") from None
-        finally: ask.stop.set(); pool.shutdown(cancel_futures=True)                                     # what is under way is waited for, and kept
+        finally:                                                                                        # what is under way is waited for, and kept
+            ask.stop.set(); pool.shutdown(cancel_futures=True)
+            with lock: lock.wait_for(lambda: not under_way)                                             # Ctrl-C may have come before the pool knew of a thread it had started
     return [kept.get(key) for key in keys], {i: failed[key] for i, key in enumerate(keys) if key in failed}
 
 def judge_key(judge, # as above

@@ -287,6 +287,19 @@ def test_ctrl_c_keeps_what_is_under_way(tmp_path, serve):
     assert 1 <= len(server.seen) <= 3 and len((tmp_path/"verdicts.jsonl").read_text().splitlines()) == len(server.seen)
 
 
+def test_ctrl_c_while_a_thread_is_started(tmp_path, serve, monkeypatch):
+    "Its pool never hears of this thread, whose answer is kept all the same."
+    arrived, start = threading.Event(), threading.Thread.start
+    def says(question, before): arrived.set(); time.sleep(.3); return longer(question)
+    def cut_off(thread):
+        start(thread)
+        if thread.name.startswith("ThreadPoolExecutor"): arrived.wait(); raise KeyboardInterrupt
+    server = serve(says)
+    monkeypatch.setattr(threading.Thread, "start", cut_off)
+    with pytest.raises(KeyboardInterrupt): win_rate(server, tmp_path, workers=3)
+    assert len(server.seen) == len((tmp_path/"verdicts.jsonl").read_text().splitlines()) == 1
+
+
 # -- many at once, and not too many
 
 def test_questions_are_asked_side_by_side(tmp_path, serve):
