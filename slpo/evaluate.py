@@ -356,6 +356,7 @@ def ask_judge(judge, # a `Judge`, or any function: question -> (answer, tokens u
             with lock: lock.wait_for(lambda: not under_way)                                             # Ctrl-C may have come before the pool knew of a thread it had started
     return [kept.get(key) for key in keys], {i: failed[key] for i, key in enumerate(keys) if key in failed}
 
+# %% ../nbs/08_evaluate.ipynb #cell-041
 def judge_key(judge, # as above
               order:str, # of the answers
               question:str, # template, prompt and both answers
