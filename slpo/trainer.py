@@ -136,8 +136,8 @@ def _metrics(logps, ref_logps, beta:float, eps:float) -> dict:
             "displacement": chosen}
 
 # %% ../nbs/07_trainer.ipynb #cell-220
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float": "float32", "half": "float16", "double": "float64"}
 
 def torch_dtype(word, # float32 | bfloat16 | float16, fp32 | bf16 | fp16, auto, or a torch.dtype
                 setting:str="dtype", # whose value it is, for the message
@@ -421,6 +421,37 @@ def last_checkpoint(folder, # an output_dir
     found = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit() and complete(p)]
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
+# %% ../nbs/07_trainer.ipynb #cell-230
+_FEW_MOVE = .05                                                                                # share of weights below which a run would train next to nothing
+
+def _share_that_moves(parameters:list, # of weights
+                      step:float, # size of an update
+                      most:int=100_000, # weights looked at of each
+                     ) -> float: # of all weights
+    "The share of weights that an update of this size, up or down, leaves with another value in their precision."
+    moves = 0.
+    for p in parameters:
+        w = p.detach().flatten()[::max(p.numel()//most, 1)]
+        up, down = (w.float() + step).to(w.dtype), (w.float() - step).to(w.dtype)
+        moves += p.numel()*((up != w) | (down != w)).float().mean().item()
+    return moves/sum(p.numel() for p in parameters)
+
+def _check_precision(model, args, own_optimizer:bool=False):
+    """Raise `ValueError` where the trainable weights are so coarse that an update is rounded away, or fp16 arithmetic cannot scale
+    their gradients; warn where many of them are."""
+    shared = args.deepspeed or args.fsdp or any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
+    narrow = [p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) and p.numel()]
+    if shared or not narrow: return                                                            # those that share weights out keep float32 ones for the optimizer
+    dtype = str(narrow[0].dtype).removeprefix("torch.")
+    todo = f"load the model in float32 (dtype={torch.float32})" + ("" if args.fp16 else "; bf16=True then computes in bfloat16")
+    if args.fp16: raise ValueError(f"the trainable weights are {dtype}, and fp16=True scales gradients, which takes float32 weights: {todo}")
+    share = _share_that_moves(narrow, args.learning_rate)
+    what = f"the trainable weights are {dtype}, and at learning_rate={args.learning_rate:g} a step can change {share:.1%} of them, the others are rounded back"
+    name = str(args.optim).lower()
+    plain = "adam" in name and "anyprecision" not in name and not own_optimizer                # others may keep what rounding takes
+    if share < _FEW_MOVE and plain: raise ValueError(f"{what}: {todo}")
+    logger.warning("%s: %s", what, todo)
+
 # %% ../nbs/07_trainer.ipynb #cell-012
 def _after_head(config) -> dict:
     "What a model does to its logits after the head, as `token_logps` takes it."
@@ -530,6 +561,7 @@ class SLPOTrainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
             model = get_peft_model(model, peft_config)
+        if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
         self._adapter_is_new, self._sft = peft_config is not None, args.loss_type == "sft"
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
         many = isinstance(eval_dataset, dict)

@@ -206,3 +206,71 @@ def test_generation_settings_that_cannot_be_mended_are_refused_before_training(t
     with pytest.raises(ValueError, match="could not be saved after training"): trainer(model, tmp_path)
     model = tiny(); model.config.temperature = .5
     with pytest.raises(ValueError, match="could not be saved after training"): trainer(model, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ weights that can move
+class Watch(transformers.TrainerCallback):
+    "Which weights have had a gradient."
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        now = {name: p.grad != 0 for name, p in model.named_parameters() if p.grad is not None}
+        self.seen = {name: x | getattr(self, "seen", {}).get(name, False) for name, x in now.items()}
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "float16"])
+def narrow(request, tmp_path_factory):
+    "A checkpoint in 16 bits."
+    folder = tmp_path_factory.mktemp(request.param)/"model"
+    tiny().to(getattr(torch, request.param)).save_pretrained(folder); WORDS.save_pretrained(folder)
+    return folder
+
+
+def test_thirty_steps_at_the_default_rate_move_a_16_bit_checkpoint(narrow, tmp_path):
+    t, watch = trainer(str(narrow), tmp_path, words=None, max_steps=30, lr_scheduler_type="constant"), Watch()
+    assert t.args.learning_rate == 1e-6
+    t.add_callback(watch)
+    before = {name: p.detach().clone() for name, p in t.model.named_parameters()}
+    t.train()
+    moved = sum((before[name] != p).logical_and(watch.seen[name]).sum().item() for name, p in t.model.named_parameters())
+    assert moved > .5*sum(x.sum().item() for x in watch.seen.values())
+
+
+def test_a_name_is_loaded_in_float32_and_the_reference_as_the_policy(narrow, tmp_path):
+    t = trainer(str(narrow), tmp_path, ref_model=str(narrow), precompute_ref_log_probs=False)
+    assert t.model.dtype == t.ref_model.dtype == torch.float32
+    for how in ({"dtype": "float64"}, {"torch_dtype": "float64"}, '{"dtype": "float64"}'):
+        t = trainer(str(narrow), tmp_path, ref_model=str(narrow), precompute_ref_log_probs=False, model_init_kwargs=how)
+        assert t.model.dtype == t.ref_model.dtype == torch.float64
+    t = trainer(tiny().double(), tmp_path, ref_model=str(narrow), precompute_ref_log_probs=False)
+    assert t.ref_model.dtype == torch.float64
+    assert load_model(narrow, dtype="auto").dtype == load_model(narrow, dtype="auto").dtype != torch.float32
+
+
+def test_weights_too_coarse_for_the_rate_are_refused(narrow, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("slpo.trainer.tokenize_preferences", lambda *a, **k: pytest.fail("tokenised before the weights were looked at"))
+    for rate in (1e-6, 1e-9) if narrow.parent.name.startswith("bf") else (1e-9,):
+        with pytest.raises(ValueError, match=r"at learning_rate=1e-0\d a step can change [0-4]\.\d% of them.* load the model in float32"):
+            trainer(str(narrow), tmp_path, model_init_kwargs={"dtype": "auto"}, learning_rate=rate)
+    with pytest.raises(ValueError, match="fp16=True scales gradients"): trainer(str(narrow), tmp_path, model_init_kwargs={"dtype": "auto"}, fp16=True, learning_rate=1e-2)
+    monkeypatch.undo()
+    assert trainer(str(narrow), tmp_path, model_init_kwargs={"dtype": "auto"}, learning_rate=3e-5)
+    (said,) = [r.message for r in caplog.records if "rounded back" in r.message]
+    assert "a step can change" in said and "dtype=torch.float32" in said and "bf16=True" in said
+
+
+def test_only_trainable_weights_must_be_able_to_move(narrow, tmp_path, caplog):
+    from peft import LoraConfig
+    model = load_model(narrow, dtype="auto")
+    t = trainer(model, tmp_path, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+    assert t.model.dtype != torch.float32 and not [r for r in caplog.records if "rounded back" in r.message]
+    assert SLPOTrainer(load_model(narrow, dtype="auto"), args=settings(tmp_path), eval_dataset=ROWS, processing_class=WORDS)       # nothing is trained
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("step", [1e-6, 1e-5, 1e-4])
+def test_the_share_that_moves_is_that_of_numbers_further_than_half_their_spacing(dtype, step):
+    from slpo.trainer import _share_that_moves
+    w = torch.randn(5000).mul(.02).to(dtype)
+    gap = torch.finfo(dtype).eps*2.**w.double().abs().log2().floor()
+    if dtype == torch.float16: gap = gap.clamp(min=2.**-24)                                      # below 2**-14 they are evenly spaced
+    want = (step > gap/2).double().mean()
+    assert abs(_share_that_moves([torch.nn.Parameter(w)], step) - want) < .01
