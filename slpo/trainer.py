@@ -22,9 +22,11 @@ from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 import yaml
@@ -397,7 +399,7 @@ def _check_model(model, tokenizer):
     if getattr(config, "output_router_logits", False):
         raise ValueError("mixture-of-experts auxiliary losses are not supported: set output_router_logits=False")
     if config.is_encoder_decoder: raise ValueError("encoder-decoder models are not supported")
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = _vocabulary(model)
     if len(tokenizer) > vocabulary: raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
 
 def _disable_dropout(model):
@@ -463,26 +465,35 @@ def _packed_logps(model, # called as it is, wrapped or not
                   inner=None, # the model inside its wrappers
                  ) -> torch.Tensor: # (N,) log π(y_k|x), nats, at least float32
     "Log-probabilities of a packed batch's completions; the head sees scored positions alone."
-    inner = inner or model
-    config, head, scored = inner.config.get_text_config(), inner.get_output_embeddings(), None
-    chunks = budget_mb < math.inf
+    inner = model if inner is None else inner
+    config = inner.config.get_text_config()
+    mask = (packed_block_mask if config._attn_implementation == "flex_attention" else packed_mask)(batch["group"], batch["part"])
+    return _scored_logps(model, inner, batch, budget_mb, attention_mask=mask, position_ids=batch["position_ids"])
+
+def _scored_logps(model, inner, batch:dict, budget_mb:float, **kwargs) -> torch.Tensor:
+    "The same, with whatever tells the model who sees whom."
+    head, scored, chunks = inner.get_output_embeddings(), None, budget_mb < math.inf
     def keep_scored(module, args):
         nonlocal scored
         scored = args[0].flatten(0, 1)[batch["predicts"]]
         return (scored[:0] if chunks else scored)[None], *args[1:]
-    mask = (packed_block_mask if config._attn_implementation == "flex_attention" else packed_mask)(batch["group"], batch["part"])
     hook = head.register_forward_pre_hook(keep_scored)
-    try: logits = model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"], use_cache=False).logits
+    try: logits = model(input_ids=batch["input_ids"], use_cache=False, **kwargs).logits
     finally: hook.remove()
     if scored is None or logits.shape[:2] != (1, 0 if chunks else len(scored)): raise ValueError("the model makes its logits elsewhere")
-    if chunks: logps = token_logps(scored, head.weight, batch["targets"], head.bias, budget_mb=budget_mb, **_after_head(config))
+    if chunks: logps = token_logps(scored, head.weight, batch["targets"], head.bias, budget_mb=budget_mb, **_after_head(inner.config.get_text_config()))
     else: logps = -F.cross_entropy(logits[0].to(torch.promote_types(logits.dtype, torch.float32)), batch["targets"], reduction="none")
     return logps.new_zeros(len(batch["lengths"])).index_add(0, batch["completion"], logps)
 
 # %% ../nbs/07_trainer.ipynb #cell-014
+def _vocabulary(model) -> int:
+    "Tokens that a model knows; its embedding may be inside an adapter."
+    size = getattr(model.config.get_text_config(), "vocab_size", None)
+    return model.get_input_embeddings().weight.shape[0] if size is None else size
+
 def _few_groups(model, *seeds) -> list:
     "Two groups of a few tokens of the model's vocabulary for each seed; they differ in all but the second completion of the first, and its prompt."
-    def tokens(n, seed): return torch.randint(model.get_input_embeddings().num_embeddings, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+    def tokens(n, seed): return torch.randint(_vocabulary(model), (n,), generator=torch.Generator().manual_seed(seed)).tolist()
     seen = tokens(9, 0)
     def groups(unseen): return [dict(prompt_ids=seen[:5], completion_ids=[unseen[:4], seen[5:]], ranks=[0, 1], row=0),
                                 dict(prompt_ids=unseen[4:7], completion_ids=[unseen[7:9], unseen[9:]], ranks=[0, 1], row=1)]
@@ -500,13 +511,11 @@ def _trying(model):
 def _noise(model, logps): return 50*torch.finfo(model.dtype).eps*(1 + logps.abs()).sqrt()
 
 # %% ../nbs/07_trainer.ipynb #cell-015
-def _why_not_packed(model, max_length:int=None) -> str:
-    "Why packed rows would not be exact for this model, or None."
+def _why_not_packed(model) -> str:
+    "Why packed rows of a few tokens would not be exact for this model, or None."
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "flex_attention"):
         return f"attention is {config._attn_implementation!r}; 'sdpa' and 'flex_attention' take the mask that packing needs"
-    window = getattr(config, "sliding_window", None)
-    if window and not (max_length and max_length <= window): return f"its attention looks back {window} tokens, max_length={max_length}"
     if model.get_output_embeddings() is None: return "it has no language-model head to be found"
     one, other = _few_groups(model, 1, 2)
     try:
@@ -514,7 +523,8 @@ def _why_not_packed(model, max_length:int=None) -> str:
             packed, beside_others = (_packed_logps(model, _on(model, g)) for g in (one, other))
             rows = _on(model, one, packed=False)
             separate = sequence_logps(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits, rows["labels"])
-    except Exception as e: return f"it does not take a packed batch ({type(e).__name__}: {str(e).splitlines()[0]})" if str(e) else type(e).__name__
+    except torch.OutOfMemoryError: raise
+    except Exception as e: return f"it does not take a packed batch ({type(e).__name__}: {_first_line(e)})"
     if not separate.isfinite().all(): return "its log-probabilities are not finite"
     if packed[1] != beside_others[1]: return "tokens of other completions leak in"
     if not ((packed - separate).abs() <= _noise(model, separate)).all():
@@ -526,6 +536,86 @@ def _why_not_in_chunks(model) -> str:
     if type(head) is not torch.nn.Linear: return f"its head is a {type(head).__name__}"
     with _trying(model): whole, chunks = (_packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0))
     if not ((whole - chunks).abs() <= _noise(model, whole)).all(): return "something unknown follows its head"
+
+# %% ../nbs/07_trainer.ipynb #cell-232
+@dataclass
+class _Extent:
+    "How far some groups reach, tokens, and the longest of them."
+    row: float = 0 # prompt and longest completion
+    group: float = 0 # prompt and all completions
+    groups: list = field(default_factory=list)
+
+    def exceeds(self, other) -> bool: return self.row > other.row or self.group > other.group
+    def joined(self, other): return _Extent(max(self.row, other.row), max(self.group, other.group))
+
+def _lengths(dataset):
+    "(prompt's, [each completion's]) tokens of each row, read from the table's offsets alone."
+    for table in dataset.select_columns(["prompt_ids", "completion_ids"]).with_format("arrow").iter(batch_size=10_000):
+        completions = table["completion_ids"]
+        each = iter(pc.list_value_length(pc.list_flatten(completions)).to_pylist())
+        for prompt, K in zip(pc.list_value_length(table["prompt_ids"]).to_pylist(), pc.list_value_length(completions).to_pylist()):
+            yield prompt, list(islice(each, K))
+
+def _extent_of(datasets:list, most:float) -> _Extent:
+    "The extent of tokenised data sets; a stream's rows may have `most` tokens."
+    found, longest = _Extent(), {}
+    for d in datasets:
+        if isinstance(d, IterableDataset):
+            found = found.joined(_Extent(most, most))
+            continue
+        for i, (prompt, completions) in enumerate(_lengths(d)):
+            sizes = dict(row=prompt + max(completions), group=prompt + sum(completions), prompt=prompt)
+            for kind, n in sizes.items():
+                if n > longest.get(kind, (0,))[0]: longest[kind] = n, d, i
+    for kind in ("row", "group"): setattr(found, kind, max(getattr(found, kind), longest.get(kind, (0,))[0]))
+    found.groups = list({(id(d), i): d[i] for _, d, i in longest.values()}.values())
+    return found
+
+def _row_limit(datasets:list, max_length:int=None) -> float:
+    "Tokens that a streamed row can have: `max_length`, which does not apply to groups that came tokenised."
+    tokenised = any(isinstance(d, IterableDataset) and "completion_ids" in (d.column_names or ()) for d in datasets)
+    return math.inf if tokenised or not max_length else max_length
+
+def _out_of_reach(config, row:float) -> str:
+    "Why a row of this length is too long for the window or chunk that a configuration names, or None. The last token predicts nothing."
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention", "chunked_attention")
+    for name, kind, what in (("sliding_window", "sliding_attention", "its attention looks back"), ("attention_chunk_size", "chunked_attention", "its attention stays in chunks of")):
+        n = getattr(config, name, None)
+        if kind in kinds and isinstance(n, int) and 0 < n < row - 1:
+            longest = f"up to {row} tokens" if row < math.inf else "any length (they are streamed, and nothing cuts them)"
+            return f"{what} {n} tokens ({name}), and rows have {longest}"
+
+@contextmanager
+def _placed(model, device):
+    "A model on another device for a while: FSDP and DeepSpeed place it later, a reference has not been placed yet."
+    home = model.device
+    if home != device: model.to(device)
+    try: yield
+    finally:
+        if home != device: model.to(home)
+
+def _one_row(model, group:dict, k:int, budget_mb:float) -> torch.Tensor:
+    "(1,) log π(y_k|x) of a group's completion, nats, in a row of its own under the model's own mask."
+    alone = _on(model, [dict(group, completion_ids=[group["completion_ids"][k]], ranks=[0])])
+    ids = alone["input_ids"][:, :len(group["prompt_ids"]) + len(group["completion_ids"][k])]    # without padding
+    return _scored_logps(model, model, {**alone, "input_ids": ids}, budget_mb, attention_mask=torch.ones_like(ids))
+
+def _why_not_long(model, groups:list, budget_mb:float, most:int=4) -> str:
+    "Why packed rows would not be exact for these groups, or None; of each the `most` longest completions are looked at."
+    budget_mb = math.inf if _why_not_in_chunks(model) else budget_mb
+    for group in groups:
+        sizes = [len(c) for c in group["completion_ids"]]
+        longest = sorted(range(len(sizes)), key=sizes.__getitem__)[-most:]
+        try:
+            with _trying(model):
+                packed = _packed_logps(model, _on(model, [group]), budget_mb)[longest]
+                separate = torch.cat([_one_row(model, group, k, budget_mb) for k in longest])
+        except torch.OutOfMemoryError: raise
+        except Exception as e: return f"it does not take the longest groups packed ({type(e).__name__}: {_first_line(e)})"
+        off = (packed - separate).abs()
+        if not (off <= _noise(model, separate).clamp(min=1e-3)).all():
+            tokens = len(group["prompt_ids"]) + max(sizes)
+            return f"log-probabilities of row {group['row']}, {tokens} tokens long, differ by {off.max():.2g} nats from those of separate rows"
 
 # %% ../nbs/07_trainer.ipynb #cell-017
 def _tokenized(dataset, tokenizer, args):
@@ -566,6 +656,7 @@ class SLPOTrainer(Trainer):
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
         many = isinstance(eval_dataset, dict)
         evals = eval_dataset if many else {None: eval_dataset}
+        self._row_limit = _row_limit([train_dataset, *evals.values()], args.max_length)
         with args.main_process_first(desc="tokenising"):                                       # the other processes find what it has kept
             train_dataset, evals = _tokenized(train_dataset, tokenizer, args), {k: _tokenized(d, tokenizer, args) for k, d in evals.items()}
         super().__init__(model=model, args=args, data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, _multiple(model, args.pad_to_multiple_of), args.packing, args.row_length),
@@ -582,19 +673,52 @@ class SLPOTrainer(Trainer):
 @patch
 def _settle_layout(self:SLPOTrainer, ref_model):
     "Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own gives."
-    self._head_budget, why = math.inf, None
+    self._head_budget, self._vouched, why = math.inf, _Extent(), None
     if not getattr(self.data_collator, "packed", False): return
-    whys = [f"{name} cannot be packed, {why}" for name, model in (("the model", self.model), ("the reference model", ref_model))
-            if model is not None and (why := _why_not_packed(model, self.args.max_length))]
+    models = [(name, model) for name, model in (("the model", self.model), ("the reference model", ref_model)) if model is not None]
+    whys = [f"{name} cannot be packed, {why}" for name, model in models if (why := _why_not_packed(model))]
     if self.args.n_gpu > 1: whys.append("several GPUs in one process split a batch by its rows; start one process for each, with accelerate launch")
+    whys += [] if whys else self._why_not_these(models, self._all_datasets())
     if self._shared_out(): why = "its weights are shared out"
-    elif not whys: why = next(filter(None, (_why_not_in_chunks(model) for model in (self.model, ref_model) if model is not None)), None)
+    elif not whys: why = next(filter(None, (_why_not_in_chunks(model) for _, model in models)), None)
     if self.args.world_size > 1: whys, why = broadcast_object_list([whys, why])               # the first process decides for all
-    if whys:
-        logger.warning("padded rows instead of packed ones: %s", whys[0])
-        self.data_collator.packed = False
+    if whys: self._pad(whys[0])
     elif why: logger.warning("the head is not computed in chunks: %s", why)
     else: self._head_budget = self.args.head_budget_mb
+
+@patch
+def _pad(self:SLPOTrainer, why:str):
+    logger.warning("padded rows instead of packed ones: %s", why)
+    self.data_collator.packed = False
+
+@patch
+def _all_datasets(self:SLPOTrainer) -> list:
+    "The data sets for training and evaluation."
+    evals = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+    return [d for d in (self.train_dataset, *evals) if d is not None]
+
+@patch
+def _why_not_these(self:SLPOTrainer, models:list, datasets:list, whole:bool=True) -> list:
+    "Why the longest groups of these data sets must not be packed: at most one line. `models`: (name, model); `whole`: all their weights are here."
+    extent = _extent_of(datasets, self._row_limit)
+    if not extent.exceeds(self._vouched): return []
+    for name, model in models:
+        why = _out_of_reach(model.config.get_text_config(), extent.row)
+        if not why and whole:
+            with _placed(model, self.args.device): why = _why_not_long(model, extent.groups, self.args.head_budget_mb)
+        if why: return [f"{name} cannot be packed, {why}"]
+    self._vouched = extent.joined(self._vouched)
+    return []
+
+@patch
+def _check_layout(self:SLPOTrainer, *datasets):
+    "For tokenised data that come later: padded rows from now on, where groups are longer than those tried so far and packed rows are not exact for them."
+    if not getattr(self.data_collator, "packed", False): return
+    models = [("the model", self.accelerator.unwrap_model(self.model))]
+    if self.ref_model is not None: models.append(("the reference model", self.ref_model))
+    whys = self._why_not_these(models, datasets, whole=not self._shared_out())
+    if self.args.world_size > 1: (whys,) = broadcast_object_list([whys])
+    if whys: self._pad(whys[0])
 
 @patch
 def _shared_out(self:SLPOTrainer) -> bool: return self.is_fsdp_enabled or self.is_deepspeed_enabled
