@@ -60,3 +60,62 @@ def test_the_order_of_the_columns_does_not_matter(loss):
 @pytest.mark.parametrize("ranks", [torch.tensor([[0, 1]]), torch.tensor([[0., 1, 2]]), torch.tensor([[False, True, True]])])
 def test_ranks_that_are_none_are_refused(function, ranks):
     with pytest.raises(ValueError, match=r"argument 'ranks': expected integers of shape \(1, 3\)"): function(-torch.ones(1, 3), -torch.ones(1, 3), ranks)
+
+
+WORDS = [" yes indeed", " surely", " no", " never mind"]
+LOSSES = ("slpo", "slpo_sample", "dpo", "ipo")
+
+
+def ranked_rows(*rankings, n=8): return Dataset.from_list([dict(prompt=f"Question {i}:", completions=WORDS[:len(r)], ranks=list(r)) for i in range(n) for r in rankings])
+
+
+def trainer_of(tmp_path, data, **settings):
+    "The trainer of small_run.py on other rows."
+    from slpo import SLPOConfig, SLPOTrainer
+    base = make(tmp_path, rows=24, max_steps=1)
+    how = dict(output_dir=str(tmp_path/"ranked"), per_device_train_batch_size=len(data), learning_rate=1e-3, max_steps=30, lr_scheduler_type="constant", logging_steps=1, save_strategy="no",
+               report_to="none", disable_tqdm=True, use_cpu=True, ref_cache_dir="") | settings
+    trainer = SLPOTrainer(base.model, args=SLPOConfig(**how), train_dataset=data, eval_dataset=data, processing_class=base.processing_class)
+    trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if type(c).__name__ != "PrinterCallback"]
+    return trainer
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_equally_good_completions_do_not_fall_below_worse_ones(tmp_path, loss_type):
+    "In mean log-ratio after 30 steps; and the logs say so: where every pair is in order, the accuracy is 1."
+    rankings = ((0, 0, 1), (0, 1, 1), (0, 1, 2), (0, 0, 1, 1), (1, 0, 0, 2))
+    said = [["apple", "pear", "plum", "fig"], ["red", "blue", "green", "grey"], ["one", "two", "nine", "ten"], ["north", "south", "east", "west"], ["iron", "lead", "zinc", "gold"]]
+    rows = [dict(prompt=f"{words[0][0]}{i}:", completions=[f" {w}" for w in words[:len(ranks)]], ranks=list(ranks)) for ranks, words in zip(rankings, said) for i in range(2)]
+    trainer = trainer_of(tmp_path, Dataset.from_list(rows), loss_type=loss_type)
+    trainer.train()
+    after = trainer.group_logps(trainer.train_dataset)
+    metrics = []
+    for i in range(0, len(rows), 2):
+        gained, in_column = torch.tensor(after[i:i + 2]) - torch.tensor(trainer.train_dataset["ref_logps"][i:i + 2]), trainer.train_dataset["ranks"][i]
+        mean, best = gained.mean(0), torch.tensor(in_column) == min(in_column)
+        assert all(mean[j] > mean[k] for j, k in pairs_of(in_column)), (in_column, mean)
+        order = torch.stack([(gained[:, j] > gained[:, k]).float() for j, k in pairs_of(in_column)])
+        metrics.append([order.mean(), gained[:, best].mean(), gained[:, ~best].mean()])
+    accuracy, chosen, rejected = torch.tensor(metrics).mean(0).tolist()
+    beta = 1. if loss_type == "slpo" else .1
+    want = {"rewards/accuracies": accuracy, "logratios/chosen": chosen, "logratios/rejected": rejected, "displacement": chosen, "rewards/margins": beta*(chosen - rejected)}
+    measured = trainer.evaluate()
+    for key, value in want.items(): assert measured[f"eval_{key}"] == pytest.approx(value, abs=1e-3), key
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_a_batch_of_groups_of_several_sizes_is_each_group_alone(tmp_path, loss_type):
+    "K = 2, 3 and 4 in one batch: loss, gradient and metrics are the means of those of batches of one group."
+    data = ranked_rows((0, 1), (0, 0, 1), (1, 0, 2, 2), n=2)
+    trainer = trainer_of(tmp_path, data, loss_type=loss_type, seed=3)
+    rows, model = list(trainer.train_dataset), trainer.model.eval()
+    assert sorted(len(r["ranks"]) for r in rows) == [2, 2, 3, 3, 4, 4]
+    for p in model.parameters(): p.data += .02*torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))      # away from the reference
+
+    def of(groups):
+        trainer._sums["eval"].clear(); model.zero_grad()
+        trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(groups))).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), trainer._take_means("eval")
+    together, alone = of(rows), [of([row]) for row in rows]
+    torch.testing.assert_close(together[0], sum(gradient for gradient, _ in alone)/len(rows), rtol=1e-4, atol=1e-5)
+    for key, value in together[1].items(): assert value == pytest.approx(sum(means[key] for _, means in alone)/len(rows), rel=1e-4, abs=1e-5), key
