@@ -44,7 +44,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import cached_file
 
 from .data import PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
-from .dpo import dpo_loss, ipo_loss
+from .dpo import dpo_loss, ipo_loss, preference_accuracy
 from .logps import sequence_logps, token_logps
 from .loss import FORMS, PRESETS, slpo_loss, slpo_sample_loss
 from .mass import _log_targets
@@ -141,17 +141,20 @@ class SLPOConfig(TrainingArguments):
         if not torch.cuda.is_available(): self.dataloader_pin_memory = False            # pinning needs an accelerator
 
 # %% ../nbs/07_trainer.ipynb #cell-007
-def _metrics(logps, ref_logps, beta:float, eps:float) -> dict:
-    "Per-group metrics, (B,) each, from (B,K) log-probabilities; `eps` is the machine epsilon of the model's arithmetic."
-    ratios = logps - ref_logps
-    margin = ratios[:, :1] - ratios[:, 1:]
-    size = logps[:, :1].abs() + logps[:, 1:].abs()
-    noise = 3*eps*size.sqrt() + 4*torch.finfo(torch.float32).eps*size
-    wins = torch.where(margin.abs() <= noise, .5, (margin > 0).to(logps)).mean(-1)
-    chosen, rejected = ratios[:, 0], ratios[:, 1:].mean(-1)
-    return {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1:].mean(-1), "rewards/chosen": beta*chosen, "rewards/rejected": beta*rejected,
-            "rewards/margins": beta*(chosen - rejected), "rewards/accuracies": wins, "logratios/chosen": chosen, "logratios/rejected": rejected,
-            "displacement": chosen}
+def _metrics(logps, ref_logps, ranks, beta:float) -> dict:
+    "Per-group metrics, (B,) each, from (B,K); chosen: mean over the best rank, rejected: mean over all others."
+    chosen_logps, rejected_logps = _best_and_rest(logps, ranks)
+    chosen, rejected = _best_and_rest(logps - ref_logps, ranks)
+    return {"logps/chosen": chosen_logps, "logps/rejected": rejected_logps,
+            "rewards/chosen": beta*chosen, "rewards/rejected": beta*rejected, "rewards/margins": beta*(chosen - rejected),
+            "rewards/accuracies": preference_accuracy(logps, ref_logps, ranks),
+            "logratios/chosen": chosen, "logratios/rejected": rejected, "displacement": chosen}
+
+def _best_and_rest(values, ranks) -> tuple: # ((B,), (B,))
+    "Means of (B,K) values over the completions of the best rank, and over the others."
+    best = ranks == ranks.min(-1, keepdim=True).values
+    def mean(which): return values.masked_fill(~which, 0).sum(-1)/which.sum(-1)
+    return mean(best), mean(~best)
 
 # %% ../nbs/07_trainer.ipynb #cell-220
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -1064,8 +1067,8 @@ def preference_loss(self:SLPOTrainer, logps, # (B,K) log π_θ(y_k|x), nats; col
                    ) -> torch.Tensor: # (B,) a loss for each group
     "What `loss_type` names. A subclass that returns another (B,) tensor trains with that, see notebook 21."
     a, none = self.args, {"reduction": "none"}
-    if a.loss_type == "dpo": return dpo_loss(logps, ref_logps, beta=a.beta, label_smoothing=a.label_smoothing, **none)
-    if a.loss_type == "ipo": return ipo_loss(logps/lengths, ref_logps/lengths, beta=a.beta, **none)          # per token, as in TRL
+    if a.loss_type == "dpo": return dpo_loss(logps, ref_logps, beta=a.beta, label_smoothing=a.label_smoothing, ranks=ranks, **none)
+    if a.loss_type == "ipo": return ipo_loss(logps/lengths, ref_logps/lengths, beta=a.beta, ranks=ranks, **none)          # per token, as in TRL
     if a.loss_type == "slpo_sample": return slpo_sample_loss(logps, ref_logps, alpha=a.alpha, beta=a.beta, anchor=a.anchor, ranks=ranks, **none)
     return slpo_loss(logps, ref_logps, alpha=a.alpha, temperature=a.temperature, lengths=lengths, form=a.form, target=a.target,
                      scale_t2=a.scale_t2, ranks=ranks, **none)
@@ -1087,10 +1090,10 @@ def _eps(self:SLPOTrainer) -> float:
 @patch
 def _group_metrics(self:SLPOTrainer, logps, ref_logps, ranks):
     a = self.args
-    metrics = _metrics(logps, ref_logps, 1. if a.loss_type == "slpo" else a.beta, self._eps())
+    metrics = _metrics(logps, ref_logps, ranks, 1. if a.loss_type == "slpo" else a.beta)
     if a.loss_type == "slpo":
         gap = (_log_targets(ref_logps, a.alpha, a.target, ranks).clamp(max=0) - logps).to(logps)
-        metrics |= {"target_gap/chosen": gap[:, 0], "target_gap/rejected": gap[:, 1:].mean(-1)}
+        metrics["target_gap/chosen"], metrics["target_gap/rejected"] = _best_and_rest(gap, ranks)
     return metrics
 
 # %% ../nbs/07_trainer.ipynb #cell-028
