@@ -16,7 +16,7 @@ import signal
 import threading
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from transformers.trainer_utils import TrainOutput
 from .data import PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
 from .dpo import dpo_loss, ipo_loss
 from .logps import sequence_logps, token_logps
-from .loss import slpo_loss, slpo_sample_loss
+from .loss import FORMS, PRESETS, slpo_loss, slpo_sample_loss
 from .mass import _log_targets
 
 logger = logging.getLogger("slpo")
@@ -49,9 +49,9 @@ LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
 def _check_settings(args):
     "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense."
     if args.loss_type == "sigmoid": args.loss_type = "dpo"
-    if args.alpha is None: args.alpha = (slpo_loss if args.loss_type == "slpo" else slpo_sample_loss).__kwdefaults__["alpha"]
+    if args.preset is not None: _apply_preset(args)
     if args.temperature != "length": args.temperature = _number("temperature", args.temperature)
-    for name, allowed in (("loss_type", LOSSES), ("form", ("halves", "joint")), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
+    for name, allowed in (("loss_type", LOSSES), ("form", tuple(FORMS)), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
                           ("truncation_mode", ("keep_end", "keep_start"))):
         if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
     if args.eval_examples is not None and not args.eval_examples > 0: raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
@@ -59,6 +59,20 @@ def _check_settings(args):
         if not low <= getattr(args, name) <= high: raise ValueError(f"{name}={getattr(args, name)}: expected a number from {low} to {high}")
     if not args.beta > 0: raise ValueError(f"beta={args.beta}: expected a positive number")
     if args.remove_unused_columns: raise ValueError("remove_unused_columns=True would take away what the collator needs")
+
+def _apply_preset(args):
+    "Give the loss the settings of a preset. Raises `ValueError` where another setting was asked for as well."
+    if args.preset not in PRESETS: raise ValueError(f"preset={args.preset!r}: expected one of {', '.join(PRESETS)}")
+    if args.loss_type not in ("slpo", "sft"):                                # sft: the stage before
+        raise ValueError(f"preset={args.preset!r} sets the loss 'slpo', and loss_type is {args.loss_type!r}: give loss_type='slpo'")
+    defaults = {f.name: f.default for f in fields(args)}
+    for name, value in PRESETS[args.preset].items():
+        given = getattr(args, name)
+        if given not in (value, str(value), defaults[name]):
+            raise ValueError(f"preset={args.preset!r} has {name}={value!r}, and {name}={given!r} was asked for: leave one of them out")
+        setattr(args, name, value)
+    if args.preset == "main" and args.temperature == "length":
+        raise ValueError("preset='main' takes one number as temperature for all completions, from you: set temperature")
 
 def _number(name, value) -> float:
     try: number = float(value)
@@ -79,14 +93,15 @@ class SLPOConfig(TrainingArguments):
     logging_steps: float = _knob(10, "Log every so many optimizer steps; below 1: a share of all steps.")
     bf16: bool | None = _knob(None, "bfloat16 arithmetic; None: where there is a GPU that is built for it, unless fp16.")
     remove_unused_columns: bool = _knob(False, "Must stay False: the collator needs every column.")
-    loss_type: str = _knob("slpo_sample", "slpo_sample (SLPO, equal mass for every sample) | slpo (SLPO as the paper has it) | dpo (alias sigmoid) | ipo | sft (on the chosen completions).")
-    alpha: float | None = _knob(None, "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, slpo_sample); None: the loss's own default.")
+    loss_type: str = _knob("slpo_sample", "slpo_sample (SLPO, equal mass for every sample) | slpo (SLPO as the preprint has it) | dpo (alias sigmoid) | ipo | sft (on the chosen completions).")
+    alpha: float = _knob(0.5, "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, slpo_sample).")
     beta: float = _knob(0.1, "Sharpness of the log-ratios (dpo, ipo, slpo_sample).")
     anchor: float = _knob(1.0, "Weight of the term that keeps a group's mass (slpo_sample).")
     temperature: str = _knob("length", "Temperature t: a positive number, or 'length' for the number of scored tokens (slpo).")
-    form: str = _knob("halves", "halves: each completion against its complement | joint: one softmax over all (slpo).")
-    target: str = _knob("ratio", "ratio: length-neutral targets | mass: the paper's (slpo).")
-    scale_t2: bool = _knob(True, "Multiply the loss by t², so that gradients compare across lengths (slpo).")
+    form: str = _knob("halves", "halves: each completion against its complement | joint: one softmax over all | squared: squared errors of log-probabilities (slpo).")
+    target: str = _knob("mass", "mass: the preprint's targets | ratio: length-neutral ones (slpo).")
+    scale_t2: bool = _knob(False, "Multiply the loss by t², so that gradients compare across lengths (slpo).")
+    preset: str | None = _knob(None, "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
     max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")

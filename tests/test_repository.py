@@ -116,8 +116,8 @@ def test_losses_need_torch_only():
         logits, labels = torch.zeros(2, 5, 7, requires_grad=True), torch.tensor([[-100, 1, 2, 3, 0], [-100, 4, 5, 0, -100]])
         logps = sequence_logps(logits, labels)[None]; ref = logps.detach()
         n = (labels != -100).sum(-1)[None]
-        sum((dpo_loss(logps, ref), ipo_loss(logps, ref), slpo_sample_loss(logps, ref), slpo_loss(logps, ref, lengths=n), slpo_loss(logps, ref, lengths=n, form="joint"))).backward()
-        mass_targets(ref), ybar_logp(ref), log1mexp(ref), ybar_logp_tree(logits, labels)
+        sum((dpo_loss(logps, ref), ipo_loss(logps, ref), slpo_sample_loss(logps, ref, alpha=.5), slpo_loss(logps, ref, alpha=.5, lengths=n), slpo_loss(logps, ref, alpha=.5, lengths=n, form="joint"))).backward()
+        mass_targets(ref, alpha=.5), ybar_logp(ref), log1mexp(ref), ybar_logp_tree(logits, labels)
         assert (more := packages() - before) == {"slpo"}, more"""
     run(sys.executable, "-c", code, cwd=ROOT)
 
