@@ -34,11 +34,11 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .data import BadRows, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
+from .data import _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
 from .dpo import preference_accuracy
-from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, prompt_text, sample_kl, win_rate
+from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _tokenized, load_model, load_tokenizer, torch_dtype
+from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -595,14 +595,14 @@ class EvalArguments:
     baseline: str = _knob("chosen", "What the answers are compared with: chosen (the data set's preferred completions) | reference (that model's answers) | hub id or folder of a third model.")
     answers: str | None = _knob(None, "A .jsonl file with 'prompt', 'policy' and 'baseline' in each line: compare these, generate nothing.")
     dataset_name: str = _knob("world", "As for slpo_train; its output folder has the rows that it held out in held_out.jsonl.")
-    dataset_split: str = _knob("test", "Split of a folder or hub data set.")
+    dataset_split: str | None = _knob(None, "Split; None: test, and all of a file, which has no splits.")
     on_bad_rows: str = _knob("raise", "What to do with bad rows: raise | drop.")
     eval_size: int = _knob(256, "Evaluate on so many rows, drawn with the seed.")
     max_length: int = _knob(1024, "Longest prompt plus completion whose log-probability is computed, tokens.")
     max_new_tokens: int = _knob(256, "Longest answer, tokens.")
     temperature: float = _knob(1.0, "Of sampling; 0: the most likely token. KL is estimated at 1.")
     batch_size: int = _knob(16, "Prompts at a time.")
-    dtype: str = _knob("float32", "Precision of the weights: float32 | bfloat16 | float16.")
+    dtype: str = _knob("float32", "Precision of the weights: float32 | bfloat16 | float16, or auto: the checkpoint's own.")
     seed: int = _knob(0, "Of the rows and of sampling.")
     output_dir: str = _knob("runs/eval", "Where answers, verdicts and results go, and where an earlier run is continued.")
     judge_model: str | None = _knob(None, "Name of the judge at its server; None: no judge.")
@@ -624,11 +624,10 @@ class EvalArguments:
         if self.baseline == "reference" and not self.reference_name_or_path: raise ValueError("--baseline reference: give --reference_name_or_path")
         if self.dry_run and not self.judge_model: raise ValueError("--dry_run says what the judge would cost: give --judge_model")
         if (self.price_in is None) != (self.price_out is None): raise ValueError("give both --price_in and --price_out, or neither")
-        for name in ("eval_size", "max_new_tokens", "batch_size", "judge_workers", "judge_per_minute", "judge_timeout"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0: raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
-        for name in ("temperature", "judge_retries"):
-            if getattr(self, name) < 0: raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
-        if self.dtype not in ("float32", "bfloat16", "float16"): raise ValueError(f"dtype={self.dtype!r}: expected float32, bfloat16 or float16")
+        for name in ("eval_size", "max_length", "max_new_tokens", "batch_size", "judge_workers", "judge_per_minute", "judge_timeout"): _check_number(self, name, above=0)
+        for name in ("temperature", "judge_retries", "seed", "price_in", "price_out"): _check_number(self, name)
+        if self.on_bad_rows not in ("raise", "drop"): raise ValueError(f"on_bad_rows={self.on_bad_rows!r}: expected raise or drop")
+        torch_dtype(self.dtype)
 
 # %% ../nbs/09_cli.ipynb #cell-102
 def parse_eval(argv:list=None, # flags; default: those of the command line
@@ -660,62 +659,113 @@ def _read_answers(path:str) -> list:
     return rows
 
 def _eval_rows(a:EvalArguments) -> Dataset:
-    rows = load_preferences(a.dataset_name, a.dataset_split, a.on_bad_rows)
+    split = a.dataset_split or ("train" if Path(a.dataset_name).is_file() else "test")
+    rows = load_preferences(a.dataset_name, split, a.on_bad_rows)
     return rows.add_column("row", range(len(rows))).shuffle(seed=a.seed).select(range(min(a.eval_size, len(rows))))
 
 def _chosen_text(row:dict) -> str:
     best = _to_group(row)[1][0]
-    return best if isinstance(best, str) else "\n".join(m["content"] for m in best)
+    return best if isinstance(best, str) else "\n".join(map(message_text, best))
+
+def _date(path:Path, patterns:tuple) -> float:
+    "When a file, or the newest of a folder, was written."
+    files = [path] if path.is_file() else [f for pattern in patterns for f in path.rglob(pattern)]
+    return max((f.stat().st_mtime for f in files), default=0)
 
 def _made_by(a:EvalArguments) -> dict:
-    "Settings that the answers depend on, and when the weights of local models were written."
+    "Settings that the answers depend on, and when local weights and data were written."
     names = ("model_name_or_path", "reference_name_or_path", "baseline", "dataset_name", "dataset_split", "on_bad_rows", "eval_size", "max_length", "max_new_tokens", "temperature", "batch_size", "dtype", "seed")
     folders = [Path(x) for x in (a.model_name_or_path, a.reference_name_or_path, a.baseline) if x and Path(x).is_dir()]
-    return {n: getattr(a, n) for n in names} | {"weights (their date)": [max((f.stat().st_mtime for f in x.glob("*.safetensors")), default=0) for x in folders]}
-
-def _load_like(name:str, dtype:str, like=None) -> tuple:
-    "(model, tokenizer); raises `ValueError` where its tokens are not those of `like`."
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(name)
-    if like is not None and tokenizer.get_vocab() != like.get_vocab(): raise ValueError(f"{name} has another vocabulary than the model: their log-probabilities cannot be compared")
-    return model.to(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else model, tokenizer
+    dates = {"weights (their date)": [_date(x, ("*.safetensors",)) for x in folders], "data (their date)": _date(Path(a.dataset_name), ("*.jsonl", "*.jsonl.gz", "*.parquet"))}
+    return {n: getattr(a, n) for n in names} | dates
 
 # %% ../nbs/09_cli.ipynb #cell-105
-def _generate_answers(a:EvalArguments, rows:Dataset) -> tuple:
-    "(answers of policy and baseline as rows, results that need a model)"
-    how, prompts, results = dict(max_new_tokens=a.max_new_tokens, temperature=a.temperature, batch_size=a.batch_size), rows["prompt"], {}
-    model, tokenizer = _load_like(a.model_name_or_path, a.dtype)
-    ours, prompt_ids, said_ids = generate(model, tokenizer, prompts, seed=a.seed, desc="answers", with_ids=True, **how)
-    reference = a.reference_name_or_path and _load_like(a.reference_name_or_path, a.dtype, tokenizer)[0]
-    if reference:
-        config = SLPOConfig(output_dir=a.output_dir, loss_type="dpo", max_length=a.max_length, per_device_eval_batch_size=a.batch_size, on_bad_rows=a.on_bad_rows,
-                            report_to="none", ref_cache_dir="", bf16=False, use_cpu=not torch.accelerator.is_available())
-        results |= _changes(SLPOTrainer(model, reference, config, eval_dataset=rows, processing_class=tokenizer))
-        if a.temperature == 1: results["KL to the reference, nats per answer"] = sample_kl(model, reference, prompt_ids, said_ids, [repr(p) for p in prompt_ids], a.batch_size, "KL")
-    if a.baseline == "chosen": theirs = [_chosen_text(row) for row in rows]
-    else:
-        other, words = (reference, tokenizer) if a.baseline == "reference" else _load_like(a.baseline, a.dtype)
-        theirs = generate(other, words, prompts, seed=a.seed + 1, desc="answers of the baseline", **how)
-    if a.dataset_name == "world": results["win rate by the built-in world's own reward"] = win_rate(*([world_reward(p, c) for p, c in zip(prompts, said)] for said in (ours, theirs)), prompts)
-    return [{"prompt": p, "policy": x, "baseline": y} for p, x, y in zip(prompts, ours, theirs)], results
+@dataclass
+class _Cast:
+    "Who speaks, and on what: models, tokenizers, and rows that can be used."
+    policy: object
+    tokenizer: object
+    reference: object # or None
+    baseline: tuple # (model, tokenizer), or None: the chosen completions
+    rows: Dataset
+    groups: Dataset # their token ids; None without a reference
+    config: SLPOConfig
+
+def _named_models(a:EvalArguments) -> dict:
+    "flag -> name, of the models to be loaded."
+    named = {"--model_name_or_path": a.model_name_or_path, "--reference_name_or_path": a.reference_name_or_path}
+    if a.baseline not in ("chosen", "reference"): named["--baseline"] = a.baseline
+    return {flag: name for flag, name in named.items() if name}
+
+def _load_like(flag:str, name:str, dtype:str, like=None) -> tuple:
+    "(model, tokenizer); raises `ValueError` where its tokens are not those of `like`."
+    tokenizer = load_tokenizer(name, what=flag)
+    if like is not None and tokenizer.get_vocab() != like.get_vocab(): raise ValueError(f"{flag} {name} has another vocabulary than the model: their log-probabilities cannot be compared")
+    model = load_model(name, what=flag, dtype=dtype)
+    return model.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else model, tokenizer
+
+def _cast(a:EvalArguments) -> _Cast:
+    "Loads and looks at all that is named, before anything is generated. Raises what is wrong with it."
+    named = _named_models(a)
+    for flag, name in named.items():
+        check_model_files(name, what=flag)
+        check_tokenizer_files(name, what=flag)
+    rows, groups, reference, baseline = _eval_rows(a), None, None, None
+    policy, tokenizer = _load_like("--model_name_or_path", a.model_name_or_path, a.dtype)
+    config = SLPOConfig(output_dir=a.output_dir, loss_type="dpo", max_length=a.max_length, per_device_eval_batch_size=a.batch_size, on_bad_rows=a.on_bad_rows,
+                        report_to="none", ref_cache_dir="", bf16=False, use_cpu=not torch.accelerator.is_available())
+    if a.reference_name_or_path:
+        rows, groups = _tokenized_rows(rows, tokenizer, config)
+        reference, _ = _load_like("--reference_name_or_path", a.reference_name_or_path, a.dtype, tokenizer)
+    if a.baseline == "reference": baseline = reference, tokenizer
+    elif "--baseline" in named: baseline = _load_like("--baseline", a.baseline, a.dtype)
+    for model, words in ((policy, tokenizer), baseline or (policy, tokenizer)):
+        check_room(model, encode_prompts(words, rows["prompt"], _extras(rows)), a.max_new_tokens)
+    return _Cast(policy, tokenizer, reference, baseline, rows, groups, config)
+
+# %% ../nbs/09_cli.ipynb #cell-289
+def _generate_answers(a:EvalArguments) -> tuple:
+    "(answers of policy and baseline as rows, results that need a model); answers are in files as soon as they are there."
+    out, cast = Path(a.output_dir), _cast(a)
+    prompts, extras = cast.rows["prompt"], _extras(cast.rows)
+    print(f"{_count(len(prompts))} of {Path(a.dataset_name).name} to evaluate on")
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        _write_made_by(a, None)
+    def say(model, words, name, seed, desc):
+        return generate(model, words, prompts, a.max_new_tokens, a.temperature, a.batch_size, seed, desc, with_ids=True, extras=extras, file=out/f"{name}.jsonl")
+    ours, prompt_ids, said_ids = say(cast.policy, cast.tokenizer, "policy", a.seed, "answers")
+    if cast.baseline is None: theirs = [_chosen_text(row) for row in cast.rows]
+    else: theirs, _, _ = say(*cast.baseline, "baseline", a.seed + 1, "answers of the baseline")
+    rows = [{"prompt": p, "policy": x, "baseline": y} for p, x, y in zip(prompts, ours, theirs)]
+    with _writing(out): (out/"answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    results = {}
+    if cast.reference is not None:
+        results |= _changes(SLPOTrainer(cast.policy, cast.reference, cast.config, eval_dataset=cast.groups, processing_class=cast.tokenizer))
+        if a.temperature == 1: results["KL to the reference, nats per answer"] = sample_kl(cast.policy, cast.reference, prompt_ids, said_ids, [repr(p) for p in prompt_ids], a.batch_size, "KL")
+    if a.dataset_name == "world":
+        rewards = [[world_reward(p, c) for p, c in zip(prompts, said)] for said in (ours, theirs)]
+        results["win rate by the built-in world's own reward"] = win_rate(*rewards, prompts)
+    with _writing(out): _write_made_by(a, results)                             # last: it says that the answers are whole
+    return rows, results
+
+def _write_made_by(a:EvalArguments, results:dict):
+    "What made the answers in the folder, and what is known of them; None: they are not all there."
+    (Path(a.output_dir)/"answers.json").write_text(json.dumps({"settings": _made_by(a), "results": results}, indent=1) + "\n", encoding="utf-8")
 
 def _answers(a:EvalArguments) -> tuple:
     "The same, from files where they are there."
     if a.answers: return _read_answers(a.answers), {}
-    out, settings = Path(a.output_dir), _made_by(a)
+    out = Path(a.output_dir)
     if (out/"answers.json").exists():
-        kept = json.loads((out/"answers.json").read_text())
-        if changed := [k for k, v in settings.items() if kept["settings"].get(k) != v]: raise ValueError(f"{out} holds answers made with another {', '.join(changed)}: choose another --output_dir")
-        print(f"answers: those of an earlier run, {out/'answers.jsonl'}")
-        return _read_answers(out/"answers.jsonl"), kept["results"]
-    rows = _eval_rows(a)
-    if a.dry_run:                                                              # a token is about four letters
-        longest = "x"*4*a.max_new_tokens
-        return [{"prompt": row["prompt"], "policy": longest, "baseline": _chosen_text(row) if a.baseline == "chosen" else longest} for row in rows], {}
-    rows, results = _generate_answers(a, rows)
-    out.mkdir(parents=True, exist_ok=True)
-    (out/"answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out/"answers.json").write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")       # last: it says that the answers are whole
-    return rows, results
+        kept = json.loads((out/"answers.json").read_text(encoding="utf-8"))
+        if changed := [k for k, v in _made_by(a).items() if kept["settings"].get(k) != v]: raise ValueError(f"{out} holds answers made with another {', '.join(changed)}: choose another --output_dir")
+        if kept["results"] is not None:
+            print(f"answers: those of an earlier run, {out/'answers.jsonl'}")
+            return _read_answers(out/"answers.jsonl"), kept["results"]
+    if not a.dry_run: return _generate_answers(a)
+    longest = "x"*4*a.max_new_tokens                                           # a token is about four letters
+    return [{"prompt": row["prompt"], "policy": longest, "baseline": _chosen_text(row) if a.baseline == "chosen" else longest} for row in _eval_rows(a)], {}
 
 # %% ../nbs/09_cli.ipynb #cell-107
 def _cost_line(cost:dict) -> str:
@@ -735,9 +785,11 @@ def evaluate(a:EvalArguments, # what to compare with what, and how
             ) -> dict: # what metrics.json holds; of a dry run, the cost
     "Answers, what can be said without a judge, and the judge's win rate; writes answers.jsonl, verdicts.jsonl, metrics.json and table.md to `a.output_dir`."
     out, (judge, template) = Path(a.output_dir), _make_judge(a)
+    if not a.dry_run: _check_writable(out)
+    if judge: _kept_answers(out/"verdicts.jsonl")
     rows, results = _answers(a)
     prompts, ours, theirs = ([row[c] for row in rows] for c in ("prompt", "policy", "baseline"))
-    metrics = {"config": vars(a), "versions": {"python": platform.python_version(), **{p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}}}
+    metrics = {"config": vars(a), "rows": len(rows), "versions": _versions()}
     if judge:
         cost = judge_cost(judge, judge_questions(prompts, ours, theirs, template), out/"verdicts.jsonl", a.price_in, a.price_out)
         print(_cost_line(cost))
@@ -749,10 +801,12 @@ def evaluate(a:EvalArguments, # what to compare with what, and how
     answers = {who: {"words": bootstrap_mean([len(t.split()) for t in said], [repr(p) for p in prompts]), **{f"distinct-{n}": distinct_n(said, n) for n in (1, 2, 3)}} for who, said in (("policy", ours), ("baseline", theirs))}
     tables = [interval_table(answers, {"words": ("words", "{:.1f}"), **{f"distinct-{n}": (f"distinct-{n}", "{:.3f}") for n in (1, 2, 3)}}, "answers"),
               *([interval_table({name: {"value": x} for name, x in results.items()}, {"value": ("mean [95 % interval]", "{:.3f}")}, f"{len(rows)} answers")] if results else [])]
-    out.mkdir(parents=True, exist_ok=True)
-    (out/"metrics.json").write_text(json.dumps(metrics | {"results": results, "answers": answers}, indent=1) + "\n")
-    (out/"table.md").write_text("\n".join(tables), encoding="utf-8")
-    print("", *tables, f"answers, verdicts, numbers and this table: {out}", sep="\n")
+    print("", *tables, sep="\n")
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out/"metrics.json").write_text(json.dumps(metrics | {"results": results, "answers": answers}, indent=1) + "\n", encoding="utf-8")
+        (out/"table.md").write_text("\n".join(tables), encoding="utf-8")
+    print(f"answers, verdicts, numbers and this table: {out}")
     return metrics | {"results": results, "answers": answers}
 
 # %% ../nbs/09_cli.ipynb #cell-108
