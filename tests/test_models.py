@@ -281,7 +281,7 @@ MOST = dict(n_embd=32, n_layer=2, n_head=4)
 DROPPED = {"GPT2": MOST, "GPTBigCode": MOST, "OpenAIGPT": MOST, "CTRL": dict(MOST, dff=64), "GPTNeo": dict(num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], resid_dropout=.1),
            "OPT": SIZES["OPT"], "XGLM": dict(SIZES["XGLM"], layerdrop=.2), "BioGpt": dict(hidden_dropout_prob=.1), "Bloom": dict(hidden_dropout=.1, attention_dropout=.1),
            "Starcoder2": dict(num_key_value_heads=2, residual_dropout=.1, attention_dropout=.1), "Bert": dict(is_decoder=True), "Falcon": dict(hidden_dropout=.1, attention_dropout=.1),
-           "Mpt": dict(d_model=32, n_layers=2, n_heads=4, attn_config=dict(attn_pdrop=.1)), "Llama": dict(attention_dropout=.1), "GPTNeoX": dict(hidden_dropout=.1, attention_dropout=.1),
+ "Llama": dict(attention_dropout=.1), "GPTNeoX": dict(hidden_dropout=.1, attention_dropout=.1),
            "Mixtral": dict(num_key_value_heads=2, num_local_experts=4, router_jitter_noise=.3)}
 
 
