@@ -19,8 +19,8 @@ import signal
 import tempfile
 import threading
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -44,9 +44,9 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import cached_file
 
 from .data import PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
-from .dpo import dpo_loss, ipo_loss
+from .dpo import dpo_loss, ipo_loss, preference_accuracy
 from .logps import sequence_logps, token_logps
-from .loss import slpo_loss, slpo_sample_loss
+from .loss import FORMS, PRESETS, slpo_loss, slpo_sample_loss
 from .mass import _log_targets
 
 logger = logging.getLogger("slpo")
@@ -57,9 +57,9 @@ LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
 def _check_settings(args):
     "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense."
     if args.loss_type == "sigmoid": args.loss_type = "dpo"
-    if args.alpha is None: args.alpha = (slpo_loss if args.loss_type == "slpo" else slpo_sample_loss).__kwdefaults__["alpha"]
+    if args.preset is not None: _apply_preset(args)
     if args.temperature != "length": args.temperature = _number("temperature", args.temperature)
-    for name, allowed in (("loss_type", LOSSES), ("form", ("halves", "joint")), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
+    for name, allowed in (("loss_type", LOSSES), ("form", tuple(FORMS)), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
                           ("truncation_mode", ("keep_end", "keep_start"))):
         if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
     if args.eval_examples is not None and not args.eval_examples > 0: raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
@@ -67,6 +67,20 @@ def _check_settings(args):
         if not low <= getattr(args, name) <= high: raise ValueError(f"{name}={getattr(args, name)}: expected a number from {low} to {high}")
     if not args.beta > 0: raise ValueError(f"beta={args.beta}: expected a positive number")
     if args.remove_unused_columns: raise ValueError("remove_unused_columns=True would take away what the collator needs")
+
+def _apply_preset(args):
+    "Give the loss the settings of a preset. Raises `ValueError` where another setting was asked for as well."
+    if args.preset not in PRESETS: raise ValueError(f"preset={args.preset!r}: expected one of {', '.join(PRESETS)}")
+    if args.loss_type not in ("slpo", "sft"):                                # sft: the stage before
+        raise ValueError(f"preset={args.preset!r} sets the loss 'slpo', and loss_type is {args.loss_type!r}: give loss_type='slpo'")
+    defaults = {f.name: f.default for f in fields(args)}
+    for name, value in PRESETS[args.preset].items():
+        given = getattr(args, name)
+        if given not in (value, str(value), defaults[name]):
+            raise ValueError(f"preset={args.preset!r} has {name}={value!r}, and {name}={given!r} was asked for: leave one of them out")
+        setattr(args, name, value)
+    if args.preset == "main" and args.temperature == "length":
+        raise ValueError("preset='main' takes one number as temperature for all completions, from you: set temperature")
 
 def _number(name, value) -> float:
     try: number = float(value)
@@ -87,14 +101,15 @@ class SLPOConfig(TrainingArguments):
     logging_steps: float = _knob(10, "Log every so many optimizer steps; below 1: a share of all steps.")
     bf16: bool | None = _knob(None, "bfloat16 arithmetic; None: where there is a GPU that is built for it, unless fp16.")
     remove_unused_columns: bool = _knob(False, "Must stay False: the collator needs every column.")
-    loss_type: str = _knob("slpo_sample", "slpo_sample (SLPO, equal mass for every sample) | slpo (SLPO as the paper has it) | dpo (alias sigmoid) | ipo | sft (on the chosen completions).")
-    alpha: float | None = _knob(None, "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, slpo_sample); None: the loss's own default.")
+    loss_type: str = _knob("slpo_sample", "slpo_sample (SLPO, equal mass for every sample) | slpo (SLPO as the preprint has it) | dpo (alias sigmoid) | ipo | sft (on the chosen completions).")
+    alpha: float = _knob(0.5, "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, slpo_sample).")
     beta: float = _knob(0.1, "Sharpness of the log-ratios (dpo, ipo, slpo_sample).")
     anchor: float = _knob(1.0, "Weight of the term that keeps a group's mass (slpo_sample).")
     temperature: str = _knob("length", "Temperature t: a positive number, or 'length' for the number of scored tokens (slpo).")
-    form: str = _knob("halves", "halves: each completion against its complement | joint: one softmax over all (slpo).")
-    target: str = _knob("ratio", "ratio: length-neutral targets | mass: the paper's (slpo).")
-    scale_t2: bool = _knob(True, "Multiply the loss by t², so that gradients compare across lengths (slpo).")
+    form: str = _knob("halves", "halves: each completion against its complement | joint: one softmax over all | squared: squared errors of log-probabilities (slpo).")
+    target: str = _knob("mass", "mass: the preprint's targets | ratio: length-neutral ones (slpo).")
+    scale_t2: bool = _knob(False, "Multiply the loss by t², so that gradients compare across lengths (slpo).")
+    preset: str | None = _knob(None, "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
     max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
@@ -107,6 +122,7 @@ class SLPOConfig(TrainingArguments):
     eval_examples: int | None = _knob(None, "Evaluate every so many training groups, as the original DPO code does; sets eval_strategy and eval_steps.")
     dataloader_drop_last: bool = _knob(False, "Leave out what does not fill the last optimizer step of an epoch, another rest each time, as the original DPO code does. Evaluations stay whole.")
     disable_dropout: bool = _knob(True, "Set every dropout probability to 0.")
+    check_start: bool = _knob(True, "Stop before the first update where the policy's log-probabilities are not its reference's, unless a reference was given.")
     packing: bool = _knob(True, "Groups share rows and completions share prompts, where that is exact; else one padded row for each completion.")
     row_length: int = _knob(1024, "Tokens in a packed row; longer where one group is.")
     head_budget_mb: float = _knob(256., "Memory for logits, MB; where the scored tokens of a batch need more, the head works in chunks, some of them computed twice.")
@@ -125,17 +141,20 @@ class SLPOConfig(TrainingArguments):
         if not torch.cuda.is_available(): self.dataloader_pin_memory = False            # pinning needs an accelerator
 
 # %% ../nbs/07_trainer.ipynb #cell-007
-def _metrics(logps, ref_logps, beta:float, eps:float) -> dict:
-    "Per-group metrics, (B,) each, from (B,K) log-probabilities; `eps` is the machine epsilon of the model's arithmetic."
-    ratios = logps - ref_logps
-    margin = ratios[:, :1] - ratios[:, 1:]
-    size = logps[:, :1].abs() + logps[:, 1:].abs()
-    noise = 3*eps*size.sqrt() + 4*torch.finfo(torch.float32).eps*size
-    wins = torch.where(margin.abs() <= noise, .5, (margin > 0).to(logps)).mean(-1)
-    chosen, rejected = ratios[:, 0], ratios[:, 1:].mean(-1)
-    return {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1:].mean(-1), "rewards/chosen": beta*chosen, "rewards/rejected": beta*rejected,
-            "rewards/margins": beta*(chosen - rejected), "rewards/accuracies": wins, "logratios/chosen": chosen, "logratios/rejected": rejected,
-            "displacement": chosen}
+def _metrics(logps, ref_logps, ranks, beta:float) -> dict:
+    "Per-group metrics, (B,) each, from (B,K); chosen: mean over the best rank, rejected: mean over all others."
+    chosen_logps, rejected_logps = _best_and_rest(logps, ranks)
+    chosen, rejected = _best_and_rest(logps - ref_logps, ranks)
+    return {"logps/chosen": chosen_logps, "logps/rejected": rejected_logps,
+            "rewards/chosen": beta*chosen, "rewards/rejected": beta*rejected, "rewards/margins": beta*(chosen - rejected),
+            "rewards/accuracies": preference_accuracy(logps, ref_logps, ranks),
+            "logratios/chosen": chosen, "logratios/rejected": rejected, "displacement": chosen}
+
+def _best_and_rest(values, ranks) -> tuple: # ((B,), (B,))
+    "Means of (B,K) values over the completions of the best rank, and over the others."
+    best = ranks == ranks.min(-1, keepdim=True).values
+    def mean(which): return values.masked_fill(~which, 0).sum(-1)/which.sum(-1)
+    return mean(best), mean(~best)
 
 # %% ../nbs/07_trainer.ipynb #cell-220
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -652,7 +671,13 @@ def _tokenized(dataset, tokenizer, args):
 # %% ../nbs/07_trainer.ipynb #cell-018
 class SLPOTrainer(Trainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises `BadRows` for rows that cannot be
-    trained on, `ValueError` for models and settings that do not fit, `FloatingPointError` when a log-probability is not finite."""
+    trained on, `ValueError` for models and settings that do not fit, `FloatingPointError` when a log-probability is not finite.
+
+    Without `ref_model` the reference is **the policy as it is when the trainer is built**, adapters included, whether its
+    log-probabilities are computed once or in each step: the losses and metrics are about the way from where training starts.
+    For a new LoRA adapter that is the base model, since it adds nothing yet. It is not where an adapter starts with an effect
+    (one trained before, `init_lora_weights=False`) or where its start rewrites the base weights (`"pissa"`, `"loftq"`); then
+    TRL's reference for a new adapter, the model with the adapter off, is not where training starts."""
     def __init__(self, model, # a causal language model, its hub id or folder
                  ref_model=None, # the reference; default: the policy as it is now
                  args:SLPOConfig=None, # settings
@@ -662,7 +687,7 @@ class SLPOTrainer(Trainer):
                  processing_class=None, # the tokenizer; default: the one saved with the model
                  compute_metrics=None, # called with log-ratios (N,2), chosen and mean rejected
                  callbacks=None, optimizers=(None, None), # as in transformers.Trainer
-                 peft_config=None): # a PEFT configuration: train adapters, the reference is the model without them
+                 peft_config=None): # a PEFT configuration: train new adapters
         args = args or SLPOConfig()
         _check_names(args, model, ref_model, processing_class)
         model = _load_model(model, args)
@@ -676,7 +701,8 @@ class SLPOTrainer(Trainer):
             model = get_peft_model(model, peft_config)
         if args.disable_dropout: _disable_dropout(model)
         if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
-        self._adapter_is_new, self._sft = peft_config is not None, args.loss_type == "sft"
+        _stay_trainable(model)
+        self._sft = args.loss_type == "sft"
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
         many = isinstance(eval_dataset, dict)
         evals = eval_dataset if many else {None: eval_dataset}
@@ -753,42 +779,147 @@ def _token_ids(dataset):
     "(prompt_ids, completion_ids) of each row, without holding all of them."
     for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000): yield from zip(rows["prompt_ids"], rows["completion_ids"])
 
-def _fingerprint(model, dataset, *options, without=()) -> str:
-    "Names a model's log-probabilities of a tokenised data set: 32 hexadecimal digits. `without`: names of weights that it does not use."
-    digest = hashlib.sha256(repr((model.config.to_dict(), model.config._attn_implementation, *options)).encode())
-    for name, x in model.state_dict().items():
-        if name in without: continue
-        digest.update(repr((name, getattr(x, "dtype", x), getattr(x, "shape", ""))).encode())
-        if isinstance(x, torch.Tensor): digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    for group in _token_ids(dataset): digest.update(repr(group).encode())
+def _canonical(settings) -> str:
+    "JSON of settings, the same in every process: the order of a set of strings is not."
+    def other(x): return sorted(x, key=str) if isinstance(x, (set, frozenset)) else repr(x)
+    return json.dumps(settings, sort_keys=True, default=other)
+
+def _weight_bytes(x):
+    "The bytes of a weight, part by part; of a quantised one, those of the tensors that it is made of."
+    if hasattr(x, "__tensor_flatten__"):
+        names, settings = x.__tensor_flatten__()
+        yield repr((type(x).__name__, settings)).encode()
+        for name in names:
+            yield from _weight_bytes(getattr(x, name))
+        return
+    yield repr((x.dtype, tuple(x.shape))).encode()
+    yield x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+def _adapter_state(model) -> list:
+    "What decides about adapters, beside their weights: settings, which are on, how strong, merged or not."
+    if not hasattr(model, "peft_config"):
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    layers = {name: (layer.active_adapters, layer.disable_adapters, layer.merged_adapters,
+                     getattr(layer, "scaling", None))
+              for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    configs = {name: config.to_dict() for name, config in model.peft_config.items()}
+    return [version("peft"), configs, layers]
+
+def _adapter_is_idle(model) -> bool:
+    "Whether adapters add exactly nothing, as new LoRA matrices do: one of each pair is 0."
+    if not hasattr(model, "disable_adapter"):
+        return False
+    for config in model.peft_config.values():
+        plain = config.peft_type == "LORA" and not config.use_dora
+        if not plain or config.modules_to_save or getattr(config, "trainable_token_indices", None):
+            return False
+    for name, x in model.named_parameters():
+        second = ".lora_B." in name or ".lora_embedding_A." in name
+        if (x.requires_grad and ".lora_" not in name) or (second and x.any()):
+            return False
+    return True
+
+def _fingerprint(model, dataset, *options) -> str:
+    """Names a model's log-probabilities of a tokenised data set: 32 hexadecimal digits. An adapter that
+    adds nothing is left out: its random half decides nothing. Raises what a weight without bytes raises."""
+    idle = _adapter_is_idle(model)
+    if idle:
+        model = model.get_base_model()
+    adapters = [] if idle else _adapter_state(model)
+    attention = model.config.get_text_config()._attn_implementation
+    kind = [type(model).__name__, model.config.to_dict(), attention, adapters]
+    libraries = [version("torch"), version("transformers")]
+    digest = hashlib.sha256(_canonical([kind, libraries, options]).encode())
+    for name, x in (dict(model.named_buffers()) | model.state_dict()).items():
+        if idle and ".lora_" in name:
+            continue
+        name = name.replace(".base_layer.", ".") if idle else name
+        digest.update(name.encode())
+        for part in _weight_bytes(x) if isinstance(x, torch.Tensor) else [repr(x).encode()]:
+            digest.update(part)
+    for group in _token_ids(dataset):
+        digest.update(repr(group).encode())
     return digest.hexdigest()[:32]
 
 def _read_kept(path:Path, total:int):
-    "The numbers in a file of reference log-probabilities, or None where it does not hold `total` finite ones."
-    try: flat = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError): return None
-    return flat if flat.shape == (total,) and np.isfinite(flat).all() else None
+    "The numbers in a file of reference log-probabilities; None where there is no file, or, with a warning, not `total` finite ones in it."
+    try:
+        with open(path, "rb") as f:
+            flat = np.lib.format.read_array(f, allow_pickle=False)
+        if flat.shape != (total,) or flat.dtype != np.float64:
+            why = f"{flat.dtype} numbers of shape {flat.shape} instead of {total}"
+        elif np.isfinite(flat).all():
+            return flat
+        else:
+            why = "not all of its numbers are finite"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, MemoryError) as e:
+        why = str(e).split("\n")[0] or type(e).__name__
+    logger.warning("%s does not hold the reference log-probabilities that it should (%s): they are computed anew", path, why)
+
+def _write_kept(path:Path, flat):
+    "Write a file of reference log-probabilities, whole or not at all."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.npy")                                    # a killed run leaves no half file under the name
+    try:
+        np.save(unfinished, flat)
+        unfinished.replace(path)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+@patch
+def _cannot_keep(self:SLPOTrainer, path, why):
+    self._keeps = False
+    logger.warning("reference log-probabilities cannot be kept in %s (%s): this run uses them, the next one computes "
+                   "them again. ref_cache_dir (--ref_cache_dir) names another folder, or '' for none", path.parent, why)
+
+@patch
+def _kept_file(self:SLPOTrainer, model, dataset):
+    "The file that keeps a model's log-probabilities of a data set, or None, with a warning, where they cannot be named."
+    chunks = self._head_budget < math.inf
+    options = (self.accelerator.mixed_precision, self.args.tf32, getattr(self.data_collator, "packed", None), chunks)
+    try:
+        name = _fingerprint(model, dataset, *options)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
+        logger.warning("reference log-probabilities are not kept: the weights cannot be read as bytes (%s: %s)",
+                       type(e).__name__, str(e).split("\n")[0])
+        return None
+    return Path(self.args.ref_cache_dir or Path(HF_HOME)/"slpo")/f"ref-{name}.npy"
 
 @patch
 def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
-    "`group_logps` of the reference, from its file or into it; the first process reads and writes."
+    """`group_logps` of the reference, from its file or into it; the first process reads and writes. A file that
+    cannot be written is a warning: whether it can is tried before the pass."""
     def compute(): return self.group_logps(dataset, ref_model, "reference log-probs")
-    if self.args.ref_cache_dir == "": return compute()
-    sizes, flat, first = [len(c) for _, c in _token_ids(dataset)], None, self.args.process_index == 0
-    if first:
-        model = ref_model or self.accelerator.unwrap_model(self.model)
-        options = (self.args.bf16, self.args.fp16), getattr(self.data_collator, "packed", None)
-        without = {name for name, p in model.named_parameters() if p.requires_grad} if self._adapter_is_new and ref_model is None else ()
-        path = Path(self.args.ref_cache_dir or Path(HF_HOME)/"slpo")/f"ref-{_fingerprint(model, dataset, *options, without=without)}.npy"
+    if self.args.ref_cache_dir == "":
+        return compute()
+    sizes, flat, path = [len(c) for _, c in _token_ids(dataset)], None, None
+    if self.args.process_index == 0:
+        model = self.accelerator.unwrap_model(self.model) if ref_model is None else ref_model
+        path = self._kept_file(model, dataset)
+    if path:
         flat = _read_kept(path, sum(sizes))
-        if flat is not None: logger.info("reference log-probabilities from %s", path)
-    if self.args.world_size > 1: flat = broadcast_object_list([flat])[0]
+        if flat is not None:
+            logger.info("reference log-probabilities from %s", path)
+    if path and flat is None and self._keeps:
+        room = path.with_suffix(f".room{os.getpid()}.npy")
+        try:
+            _write_kept(room, np.zeros(sum(sizes)))
+            room.unlink()
+        except OSError as e:
+            self._cannot_keep(path, e)
+    if self.args.world_size > 1:
+        flat = broadcast_object_list([flat])[0]
     if flat is None:
         flat = np.array([x for group in compute() for x in group])
-        if first:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(f".{os.getpid()}.npy")                                # a killed run leaves no half file under the name
-            np.save(unfinished, flat); unfinished.replace(path)
+        if path and self._keeps:
+            try:
+                _write_kept(path, flat)
+            except OSError as e:
+                self._cannot_keep(path, e)
     return [part.tolist() for part in np.split(flat, np.cumsum(sizes)[:-1])]
 
 # %% ../nbs/07_trainer.ipynb #cell-022
@@ -799,26 +930,95 @@ def _check_shares(self:SLPOTrainer):
         raise ValueError("reference log-probabilities need the weights in every process: set fsdp_cpu_ram_efficient_loading: false")
     if is_deepspeed_zero3_enabled(): raise ValueError("DeepSpeed's ZeRO stage 3 shares the weights out before the reference pass: use stage 2, or FSDP")
 
+@contextmanager
+def _no_grad_pass(model):
+    "A pass without gradients, as an evaluation; every module is in its mode of before afterwards."
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            yield model.eval()
+    finally:
+        for module, training in modes:
+            module.training = training
+
+def _stay_trainable(model):
+    """Keep 4-bit layers in the form that has gradients. On CPUs bitsandbytes repacks their weights in the first pass
+    without gradients, for good, and the layer passes no gradient to what lies below it from then on."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            module.state_dict()                                                              # unpacks what is packed already
+
+def _is_adapted(model) -> bool: return hasattr(model, "disable_adapter")
+
 @patch
 def _set_reference(self:SLPOTrainer, ref_model):
     "Reference log-probabilities as a column of every data set, or a frozen model for each step."
-    self.ref_model, self._starts_at_reference = None, ref_model is None and self.args.disable_dropout
+    self.ref_model, self._starts_at_reference = None, ref_model is None
+    self._start, self._keeps, self._said_random = None, True, False
     if self._sft: return
     if self._shared_out(): self._check_shares()
+    elif ref_model is None and _is_adapted(self.model):
+        self._start = [(p, p.detach().clone()) for p in self.model.parameters() if p.requires_grad]
     if ref_model is not None: ref_model.eval().requires_grad_(False).to(self.args.device)
     many, stays = isinstance(self.eval_dataset, dict), False
     def known(d):
         nonlocal stays
         if d is None: return d
         if "ref_logps" in (d.column_names or ()): self._starts_at_reference = False; return d
-        if not self.args.precompute_ref_log_probs or isinstance(d, IterableDataset): stays = True; return d
+        if not self._precomputes(d): stays = True; return d
         return d.add_column("ref_logps", self._kept_logps(d, ref_model))
     self.train_dataset = known(self.train_dataset)
     self.eval_dataset = {k: known(d) for k, d in self.eval_dataset.items()} if many else known(self.eval_dataset)
     if not stays: return
     if self._shared_out(): raise ValueError("with FSDP or DeepSpeed no second model is kept: use precompute_ref_log_probs=True and a data set that is not streamed")
     if ref_model is not None: self.ref_model = ref_model
-    elif not self._adapter_is_new: self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
+    elif self._start is None: self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
+
+@patch
+def _precomputes(self:SLPOTrainer, dataset) -> bool:
+    return self.args.precompute_ref_log_probs and not isinstance(dataset, IterableDataset)
+
+@contextmanager
+def _swapped(weights):
+    "Parameters hold other data, from pairs (parameter, tensor); those of now are back afterwards."
+    now = [(p, p.data) for p, _ in weights]
+    def put(pairs):
+        for p, data in pairs:
+            p.data = data.to(p.device)
+        torch.clear_autocast_cache()                                                         # it holds weights of before in 16 bits
+    try:
+        put(weights)
+        yield
+    finally:
+        put(now)
+
+@patch
+@contextmanager
+def _reference(self:SLPOTrainer):
+    """The reference as a model, for passes without gradients: the one that was given or kept, or the policy
+    with the adapters that it started with. Raises `ValueError` where it is gone."""
+    if self.ref_model is not None:
+        yield self.ref_model
+    elif self._start is not None:
+        with _swapped(self._start):
+            yield self.model
+    elif self._starts_at_reference and not self.state.global_step:
+        yield self.model
+    else:
+        raise ValueError("no reference is kept for rows that come after training has begun: give them to the trainer as an eval_dataset "
+                         "(a dict of several), with a column ref_logps, or set precompute_ref_log_probs=False")
+
+@patch
+def _with_reference(self:SLPOTrainer, dataset # groups of token ids
+                   ): # the same with a column `ref_logps`, nats, where the reference is not at hand in each step
+    "Reference log-probabilities for rows that come later. Raises `ValueError` where the reference is gone."
+    if self._sft or dataset is None or "ref_logps" in (dataset.column_names or ()):
+        return dataset
+    with self._reference() as model:
+        if not self._precomputes(dataset):
+            return dataset
+        return dataset.add_column("ref_logps", self.group_logps(dataset, model, "reference log-probs"))
 
 # %% ../nbs/07_trainer.ipynb #cell-023
 def _batches(collator, sizes:list, n:int) -> list:
@@ -836,16 +1036,15 @@ def group_logps(self:SLPOTrainer, dataset, # groups of token ids
                 desc:str="log-probs", # shown beside the progress bar
                ) -> list: # of lists: log π(y_k|x) of each row's completions, nats
     "Log-probabilities of every completion of a tokenised data set, without gradients, in full rows; processes share the work."
-    model, out, collate = model or self.model, [None]*len(dataset), self.data_collator
+    model, out, collate = self.model if model is None else model, [None]*len(dataset), self.data_collator
     sizes = [len(p) + sum(map(len, c)) for p, c in _token_ids(dataset)]
     size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
     world, rank = self.args.world_size, self.args.process_index
     batches = _batches(collate, sizes, size)
     batches += batches[-1:]*(-len(batches) % world)                                             # each process has the same number
-    home, training = model.device, model.training
+    home = model.device
     if (moves := home != self.args.device): model.to(self.args.device)                         # FSDP and DeepSpeed place the model later
-    model.eval()
-    with torch.no_grad(), tqdm(total=len(sizes)//world, desc=desc, unit="group", disable=self.args.disable_tqdm or rank > 0) as bar:
+    with _no_grad_pass(model), tqdm(total=len(sizes)//world, desc=desc, unit="group", disable=self.args.disable_tqdm or rank > 0) as bar:
         for rows in batches[rank::world]:
             at = [i for row in rows for i in row]
             place = {i: k for k, i in enumerate(at)}
@@ -854,7 +1053,6 @@ def group_logps(self:SLPOTrainer, dataset, # groups of token ids
             for i, logps in zip(at, self._logps(model, batch).split(batch["sizes"].tolist())): out[i] = logps.tolist()
             bar.update(len(at))
     if moves: model.to(home)
-    model.train(training)
     if world > 1:
         for i, logps in gather_object([(i, logps) for i, logps in enumerate(out) if logps is not None]): out[i] = logps
     return out
@@ -894,8 +1092,8 @@ def preference_loss(self:SLPOTrainer, logps, # (B,K) log π_θ(y_k|x), nats; col
                    ) -> torch.Tensor: # (B,) a loss for each group
     "What `loss_type` names. A subclass that returns another (B,) tensor trains with that, see notebook 21."
     a, none = self.args, {"reduction": "none"}
-    if a.loss_type == "dpo": return dpo_loss(logps, ref_logps, beta=a.beta, label_smoothing=a.label_smoothing, **none)
-    if a.loss_type == "ipo": return ipo_loss(logps/lengths, ref_logps/lengths, beta=a.beta, **none)          # per token, as in TRL
+    if a.loss_type == "dpo": return dpo_loss(logps, ref_logps, beta=a.beta, label_smoothing=a.label_smoothing, ranks=ranks, **none)
+    if a.loss_type == "ipo": return ipo_loss(logps/lengths, ref_logps/lengths, beta=a.beta, ranks=ranks, **none)          # per token, as in TRL
     if a.loss_type == "slpo_sample": return slpo_sample_loss(logps, ref_logps, alpha=a.alpha, beta=a.beta, anchor=a.anchor, ranks=ranks, **none)
     return slpo_loss(logps, ref_logps, alpha=a.alpha, temperature=a.temperature, lengths=lengths, form=a.form, target=a.target,
                      scale_t2=a.scale_t2, ranks=ranks, **none)
@@ -917,10 +1115,10 @@ def _eps(self:SLPOTrainer) -> float:
 @patch
 def _group_metrics(self:SLPOTrainer, logps, ref_logps, ranks):
     a = self.args
-    metrics = _metrics(logps, ref_logps, 1. if a.loss_type == "slpo" else a.beta, self._eps())
+    metrics = _metrics(logps, ref_logps, ranks, 1. if a.loss_type == "slpo" else a.beta)
     if a.loss_type == "slpo":
         gap = (_log_targets(ref_logps, a.alpha, a.target, ranks).clamp(max=0) - logps).to(logps)
-        metrics |= {"target_gap/chosen": gap[:, 0], "target_gap/rejected": gap[:, 1:].mean(-1)}
+        metrics["target_gap/chosen"], metrics["target_gap/rejected"] = _best_and_rest(gap, ranks)
     return metrics
 
 # %% ../nbs/07_trainer.ipynb #cell-028
@@ -948,8 +1146,7 @@ def compute_loss(self:SLPOTrainer, model, inputs, return_outputs=False, num_item
 @patch
 def _ref_logps(self:SLPOTrainer, inputs):
     if "ref_logps" in inputs: return inputs["ref_logps"]
-    with torch.no_grad(), nullcontext() if self.ref_model is not None else self.accelerator.unwrap_model(self.model).disable_adapter():
-        return self._logps(self.ref_model or self.model, inputs)
+    with self._reference() as model, _no_grad_pass(model): return self._logps(model, inputs)
 
 @patch
 def prediction_step(self:SLPOTrainer, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -990,15 +1187,40 @@ def _stopped(self:SLPOTrainer, what:str, rows:list) -> str:
     why = "an overflow in this precision, or a learning rate that has driven the weights too far: try a lower learning_rate, more warm-up, or float32"
     return f"step {self.state.global_step}: {what} is not finite, in rows {_few(rows)} of the data set; no step was taken and nothing was saved. Likely {why}. {self._what_is_whole()}"
 
+def _random_part(model) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and module.p > 0:
+            return f"a dropout of {module.p} in {name}"
+    return "a layer that draws random numbers in training, or works in another way there"
+
+@patch
+def _differ(self:SLPOTrainer, logps, ref_logps):
+    "(N,) whether log-probabilities differ by more than arithmetic does; 8-bit layers round what goes into them, too."
+    model = self.accelerator.unwrap_model(self.model)
+    quantised = getattr(model, "is_quantized", False) or any(hasattr(p, "__tensor_flatten__") for p in model.parameters())
+    eps = max(self._eps(), 2.**-8) if quantised else self._eps()
+    return (logps - ref_logps).abs() > (24*eps + 1e-3)*logps.abs().sqrt() + 1e-3
+
 @patch
 def _check_start(self:SLPOTrainer, logps, ref_logps, inputs):
-    "Raise `ValueError` where training would not start at its reference: before the first update all rewards are 0, up to noise."
-    if self.state.global_step or not self._starts_at_reference: return
-    off = (logps - ref_logps).abs() > (24*self._eps() + 1e-3)*logps.abs().sqrt() + 1e-3
-    if not off.any(): return
-    rows = inputs["rows"].repeat_interleave(inputs["sizes"])[off].unique().tolist()
-    raise ValueError(f"before the first step the policy's log-probabilities differ from the reference's, by up to {(logps - ref_logps).abs().max():.3g} nats, in rows {_few(rows)}: "
-                     "the reference must be the model that training starts from. Were weights loaded after the trainer was built, or is a layer random in training?")
+    """Raise `ValueError` where training would not start at its reference: before the first update all rewards are 0, up to
+    noise. Where they are not, the batch is seen once more as in an evaluation, which dropout and noise do not touch."""
+    if self.state.global_step or not self._starts_at_reference or not self.args.check_start: return
+    differs = self._differ(logps, ref_logps).any()
+    if self.args.world_size > 1: differs = self.accelerator.gather(differs.int()[None]).any()        # shards work together
+    if not differs: return
+    with _no_grad_pass(self.model): calm = self._logps(self.model, inputs)
+    off = self._differ(calm, ref_logps)
+    if off.any():
+        rows = inputs["rows"].repeat_interleave(inputs["sizes"])[off].unique().tolist()
+        raise ValueError(f"before the first step the policy's log-probabilities differ from the reference's, by up to {(calm - ref_logps).abs().max():.3g} nats, in rows {_few(rows)}: "
+                         "the reference must be the model that training starts from. Were weights loaded, or an adapter changed, after the trainer was built? "
+                         "check_start=False (--check_start false) trains all the same")
+    wanted = not self.args.disable_dropout or self.args.neftune_noise_alpha
+    if wanted or self._said_random: return
+    self._said_random = True
+    logger.warning("training is random: in the first step log-probabilities differ by up to %.3g nats from those of an evaluation, which are the reference's. Likely %s",
+                   (logps - calm).abs().max(), _random_part(self.model))
 
 @patch
 def _get_grad_norm(self:SLPOTrainer, model, grad_norm=None):
