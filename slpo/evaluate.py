@@ -34,6 +34,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .data import PreferenceCollator, _key, encode_prompt
 from .logps import sequence_logps
+from .trainer import model_positions
 
 # %% ../nbs/08_evaluate.ipynb #cell-281
 def stop_ids(model, # a causal language model
@@ -95,15 +96,13 @@ def check_room(model, # a causal language model
                prompt_ids:list, # n lists of token ids
                max_new_tokens:int): # longest completion, tokens
     "Raises `ValueError` where a prompt and so many new tokens are more than the model has positions."
-    positions = _positions(model)
+    positions = model_positions(model)
     longest = max(map(len, prompt_ids), default=0)
     if positions is None or longest + max_new_tokens <= positions: return
     room = positions - longest
     advice = f"lower max_new_tokens to at most {room}" if room > 0 else "leave such prompts out"
     raise ValueError(f"max_new_tokens={max_new_tokens}: the model has {positions} positions, and the "
                      f"longest prompt takes {longest} of them: {advice}")
-
-def _positions(model): return None
 
 # %% ../nbs/08_evaluate.ipynb #cell-004
 @torch.no_grad()
