@@ -8,6 +8,7 @@ __all__ = ['logger', 'LOSSES', 'SLPOConfig', 'last_checkpoint', 'SLPOTrainer', '
 # %% ../nbs/07_trainer.ipynb #cell-002
 import copy
 import hashlib
+import io
 import json
 import logging
 import math
@@ -399,7 +400,7 @@ def _read_kept(path:Path, total:int):
             return flat
         else:
             why = "not all of its numbers are finite"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError, MemoryError) as e:
         why = str(e).split("\n")[0] or type(e).__name__
@@ -409,8 +410,10 @@ def _write_kept(path:Path, flat):
     "Write a file of reference log-probabilities, whole or not at all."
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.npy")                                    # a killed run leaves no half file under the name
+    content = io.BytesIO()                                                                   # np.save into a file does not see that its last part finds no room
+    np.save(content, flat)
     try:
-        np.save(unfinished, flat)
+        unfinished.write_bytes(content.getvalue())
         unfinished.replace(path)
     finally:
         with suppress(OSError):
