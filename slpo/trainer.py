@@ -10,6 +10,7 @@ __all__ = ['logger', 'LOSSES', 'SLPOConfig', 'torch_dtype', 'check_model_files',
 import copy
 import difflib
 import hashlib
+import io
 import json
 import logging
 import math
@@ -828,7 +829,7 @@ def _read_kept(path:Path, total:int):
             return flat
         else:
             why = "not all of its numbers are finite"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError, MemoryError) as e:
         why = str(e).split("\n")[0] or type(e).__name__
@@ -838,8 +839,10 @@ def _write_kept(path:Path, flat):
     "Write a file of reference log-probabilities, whole or not at all."
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.npy")                                    # a killed run leaves no half file under the name
+    content = io.BytesIO()                                                                   # np.save into a file does not see that its last part finds no room
+    np.save(content, flat)
     try:
-        np.save(unfinished, flat)
+        unfinished.write_bytes(content.getvalue())
         unfinished.replace(path)
     finally:
         with suppress(OSError):
