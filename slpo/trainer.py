@@ -39,7 +39,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import RandomSampler
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import cached_file
@@ -422,13 +422,37 @@ def _check_model(model, tokenizer):
     vocabulary = _vocabulary(model)
     if len(tokenizer) > vocabulary: raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
 
+_RANDOM = re.compile("dropout|pdrop|layerdrop|drop_path|drop_prob|drop_rate")
+
+def _probabilities(owner, pattern) -> list:
+    "Names of an object's own attributes that match and are numbers other than 0."
+    return [name for name, x in vars(owner).items() if pattern.search(name) and isinstance(x, float) and x]
+
+def _configs(config) -> list:
+    "A configuration, and those inside it."
+    return [config, *(c for x in vars(config).values() if isinstance(x, PreTrainedConfig) for c in _configs(x))]
+
 def _disable_dropout(model):
+    "Set everything to 0 that makes a model random in training: dropout layers, and the probabilities that modules and configurations keep as numbers."
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout): module.p = 0.
-    for name in ("attention_dropout", "hidden_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"):
-        if hasattr(model.config, name): setattr(model.config, name, 0.)
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float): module.attention_dropout = 0.
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd): module.p = 0.
+    owners = [*model.modules(), *_configs(model.config)]
+    for owner in owners:
+        for name in _probabilities(owner, _RANDOM): setattr(owner, name, 0.)
+    _disable_jitter(model, owners)
+
+def _disable_jitter(model, owners:list):
+    "The same for the noise of routers, unless a model computes with that number in evaluation too (PhiMoE does)."
+    found = [(owner, name, getattr(owner, name)) for owner in owners for name in _probabilities(owner, re.compile("jitter"))]
+    if not found: return
+    (group, _), = _few_groups(model, 1)
+    ids = torch.tensor([group["prompt_ids"] + group["completion_ids"][0]], device=model.device)
+    def logits():
+        with _trying(model): return model(input_ids=ids, use_cache=False).logits
+    before = logits()
+    for owner, name, _ in found: setattr(owner, name, 0.)
+    if torch.equal(before, logits()): return
+    for owner, name, x in found: setattr(owner, name, x)
 
 def _multiple(model, wanted:int=None) -> int:
     "Row lengths are multiples of this; flex_attention works in blocks of 128."
@@ -673,10 +697,10 @@ class SLPOTrainer(Trainer):
         if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token           # masked everywhere, so any token will do
         _check_model(model, tokenizer)
         _mend_generation(model)
-        if args.disable_dropout: _disable_dropout(model)
         if peft_config is not None:
             from peft import get_peft_model
             model = get_peft_model(model, peft_config)
+        if args.disable_dropout: _disable_dropout(model)
         if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
         _stay_trainable(model)
         self._sft = args.loss_type == "sft"
@@ -693,6 +717,7 @@ class SLPOTrainer(Trainer):
         self.label_names = ["labels"]
         self.add_callback(_Interrupt(self))
         ref_model = _load_model(ref_model, args, "ref_model", model.dtype)
+        if ref_model is not None and args.disable_dropout: _disable_dropout(ref_model)
         self._settle_layout(ref_model)
         self._set_reference(ref_model)
 

@@ -274,3 +274,55 @@ def test_the_share_that_moves_is_that_of_numbers_further_than_half_their_spacing
     if dtype == torch.float16: gap = gap.clamp(min=2.**-24)                                      # below 2**-14 they are evenly spaced
     want = (step > gap/2).double().mean()
     assert abs(_share_that_moves([torch.nn.Parameter(w)], step) - want) < .01
+
+
+# ------------------------------------------------------------------------------------------------------ nothing random in training
+MOST = dict(n_embd=32, n_layer=2, n_head=4)
+DROPPED = {"GPT2": MOST, "GPTBigCode": MOST, "OpenAIGPT": MOST, "CTRL": dict(MOST, dff=64), "GPTNeo": dict(num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], resid_dropout=.1),
+           "OPT": SIZES["OPT"], "XGLM": dict(SIZES["XGLM"], layerdrop=.2), "BioGpt": dict(hidden_dropout_prob=.1), "Bloom": dict(hidden_dropout=.1, attention_dropout=.1),
+           "Starcoder2": dict(num_key_value_heads=2, residual_dropout=.1, attention_dropout=.1), "Bert": dict(is_decoder=True), "Falcon": dict(hidden_dropout=.1, attention_dropout=.1),
+ "Llama": dict(attention_dropout=.1), "GPTNeoX": dict(hidden_dropout=.1, attention_dropout=.1),
+           "Mixtral": dict(num_key_value_heads=2, num_local_experts=4, router_jitter_noise=.3)}
+
+
+@pytest.mark.parametrize("kind", DROPPED)
+def test_two_forwards_in_training_are_equal(kind, tmp_path):
+    model = tiny(kind, **DROPPED[kind])
+    ids = torch.arange(3, 15)[None]
+    def twice(model):
+        with torch.no_grad(): return [model(input_ids=ids, use_cache=False).logits for _ in range(2)]
+    (calm, _), (first, second) = twice(model.eval()), twice(model.train())
+    assert kind == "GPTNeo" or not torch.equal(first, second)                         # it is random as it comes
+    t = trainer(model, tmp_path, ref_model=tiny(kind, **DROPPED[kind]), precompute_ref_log_probs=False)
+    for model in (t.model, t.ref_model):
+        first, second = twice(model.train())
+        assert torch.equal(first, second)
+        assert torch.equal(calm, twice(model.eval())[0]) and torch.allclose(first, calm, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind,with_reference", [("OPT", False), ("OPT", True), ("XGLM", False), ("Mixtral", False), ("Bloom", True)])
+def test_training_starts_at_its_reference_with_default_settings(kind, with_reference, tmp_path):
+    t = trainer(tiny(kind, **DROPPED[kind]), tmp_path, ref_model=tiny(kind, **DROPPED[kind]) if with_reference else None, loss_type="dpo", learning_rate=1e-9, max_steps=3)
+    t.train()
+    for log in t.state.log_history[:3]:
+        assert abs(log["loss"] - .6931) < 1e-3 and abs(log["logratios/chosen"]) < 1e-2, log
+
+
+def test_dropout_of_an_adapter_is_dropout(tmp_path):
+    from peft import LoraConfig
+    t = trainer(tiny(), tmp_path, peft_config=LoraConfig(r=2, lora_dropout=.3, target_modules=["q_proj"], init_lora_weights=False))
+    assert not [m for m in t.model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
+
+
+def test_what_a_router_computes_with_in_evaluation_stays():
+    from slpo.trainer import _disable_dropout
+    model = tiny("Phimoe", num_key_value_heads=2, num_local_experts=4, router_jitter_noise=.2, input_jitter_noise=0.).eval()
+    ids = torch.arange(3, 15)[None]
+    before = model(input_ids=ids).logits
+    _disable_dropout(model)
+    assert torch.equal(before, model(input_ids=ids).logits)
+
+
+def test_dropout_stays_where_it_is_wanted(tmp_path):
+    t = trainer(tiny("OPT", **SIZES["OPT"]), tmp_path, disable_dropout=False)
+    assert t.model.config.dropout == .1
