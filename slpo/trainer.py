@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'LOSSES', 'SLPOConfig', 'torch_dtype', 'check_model_files', 'load_model', 'check_tokenizer_files',
-           'load_tokenizer', 'last_checkpoint', 'SLPOTrainer', 'Interrupted']
+           'load_tokenizer', 'last_checkpoint', 'model_positions', 'SLPOTrainer', 'Interrupted']
 
 # %% ../nbs/07_trainer.ipynb #cell-002
 import copy
@@ -412,15 +412,37 @@ def _load_words(model, args, processing_class):
     if not model.config._name_or_path: raise ValueError("processing_class is missing: a model that was not loaded by name brings no tokenizer")
     return load_tokenizer(model.config._name_or_path, _init_kwargs(args).get("gguf_file"), what="model")
 
+def _check_kinds(model, ref_model):
+    "Raise `ValueError` for what is neither a model nor the name of one, and for a policy and a reference that are one model."
+    for what, given in (("model", model), ("ref_model", ref_model)):
+        if _is_name(given) or isinstance(given, torch.nn.Module) or (given is None and what == "ref_model"): continue
+        found = "nothing" if given is None else f"a {type(given).__name__}" if not isinstance(given, type) else f"the class {given.__name__}"
+        raise ValueError(f"{what}: expected a causal language model, its hub id or its folder, got {found}"
+                         + (" (a model_init, as for a search of hyperparameters, is not supported)" if what == "model" else ""))
+    if not isinstance(model, torch.nn.Module) or not isinstance(ref_model, torch.nn.Module): return
+    trained = {p.data_ptr() for p in model.parameters() if p.requires_grad and p.numel()}
+    shared = sum(p.data_ptr() in trained for p in ref_model.parameters())
+    if not shared: return
+    what = "model and ref_model are the same model" if model is ref_model else f"model and ref_model share {shared} weights that are to be trained"
+    raise ValueError(f"{what}, and the reference would be trained with the policy: leave ref_model out, the reference is then the policy as it is now")
+
 def _check_model(model, tokenizer):
     "Raise `ValueError` for models that are not supported, and where model and tokenizer do not fit."
     config = model.config
-    if getattr(config, "vision_config", None) is not None: raise ValueError("vision-language models are not supported")
     if getattr(config, "output_router_logits", False):
         raise ValueError("mixture-of-experts auxiliary losses are not supported: set output_router_logits=False")
     if config.is_encoder_decoder: raise ValueError("encoder-decoder models are not supported")
     vocabulary = _vocabulary(model)
     if len(tokenizer) > vocabulary: raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
+
+def _check_length_stays(model):
+    "Raise `ValueError` for adapters that put tokens of their own in front of a row: what is scored would be at other places."
+    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False): return
+    ids = torch.zeros(1, 5, dtype=torch.long, device=model.device)
+    with _no_grad_pass(model): places = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.shape[1]
+    if places != 5:
+        kind = str(model.active_peft_config.peft_type).split(".")[-1]
+        raise ValueError(f"{kind} puts {places - 5} tokens of its own in front of every row, which is not supported: use prefix tuning, LoRA or another adapter that leaves rows as long as they are")
 
 _RANDOM = re.compile("dropout|pdrop|layerdrop|drop_path|drop_prob|drop_rate")
 
@@ -448,7 +470,7 @@ def _disable_jitter(model, owners:list):
     (group, _), = _few_groups(model, 1)
     ids = torch.tensor([group["prompt_ids"] + group["completion_ids"][0]], device=model.device)
     def logits():
-        with _trying(model): return model(input_ids=ids, use_cache=False).logits
+        with _no_grad_pass(model): return model(input_ids=ids, use_cache=False).logits
     before = logits()
     for owner, name, _ in found: setattr(owner, name, 0.)
     if torch.equal(before, logits()): return
@@ -545,13 +567,6 @@ def _few_groups(model, *seeds) -> list:
 
 def _on(model, groups, packed=True) -> dict: return {k: v.to(model.device) for k, v in PreferenceCollator(0, _multiple(model), packed)(groups).items()}
 
-@contextmanager
-def _trying(model):
-    training = model.training
-    try:
-        with torch.no_grad(): yield model.eval()
-    finally: model.train(training)
-
 def _noise(model, logps): return 50*torch.finfo(model.dtype).eps*(1 + logps.abs()).sqrt()
 
 # %% ../nbs/07_trainer.ipynb #cell-015
@@ -563,7 +578,7 @@ def _why_not_packed(model) -> str:
     if model.get_output_embeddings() is None: return "it has no language-model head to be found"
     one, other = _few_groups(model, 1, 2)
     try:
-        with _trying(model):
+        with _no_grad_pass(model):
             packed, beside_others = (_packed_logps(model, _on(model, g)) for g in (one, other))
             rows = _on(model, one, packed=False)
             separate = sequence_logps(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits, rows["labels"])
@@ -578,7 +593,7 @@ def _why_not_in_chunks(model) -> str:
     "Why `token_logps` would not give what this model's head gives, or None; for a model that can be packed."
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear: return f"its head is a {type(head).__name__}"
-    with _trying(model): whole, chunks = (_packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0))
+    with _no_grad_pass(model): whole, chunks = (_packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0))
     if not ((whole - chunks).abs() <= _noise(model, whole)).all(): return "something unknown follows its head"
 
 # %% ../nbs/07_trainer.ipynb #cell-232
@@ -651,7 +666,7 @@ def _why_not_long(model, groups:list, budget_mb:float, most:int=4) -> str:
         sizes = [len(c) for c in group["completion_ids"]]
         longest = sorted(range(len(sizes)), key=sizes.__getitem__)[-most:]
         try:
-            with _trying(model):
+            with _no_grad_pass(model):
                 packed = _packed_logps(model, _on(model, [group]), budget_mb)[longest]
                 separate = torch.cat([_one_row(model, group, k, budget_mb) for k in longest])
         except torch.OutOfMemoryError: raise
@@ -660,6 +675,37 @@ def _why_not_long(model, groups:list, budget_mb:float, most:int=4) -> str:
         if not (off <= _noise(model, separate).clamp(min=1e-3)).all():
             tokens = len(group["prompt_ids"]) + max(sizes)
             return f"log-probabilities of row {group['row']}, {tokens} tokens long, differ by {off.max():.2g} nats from those of separate rows"
+
+# %% ../nbs/07_trainer.ipynb #cell-236
+_TABLES = re.compile(r"(^|[._])(wpe|\w*pos\w*)$")                                              # names of modules and buffers, their last part
+
+def _table_size(module) -> int:
+    "Positions in a table of embeddings; some leave the first few places free."
+    free = getattr(module, "offset", None)
+    if free is None: free = 0 if module.padding_idx is None else module.padding_idx + 1
+    return module.num_embeddings - free
+
+def model_positions(model) -> int: # None: positions are computed, any row has them
+    "The number of positions that a model has a vector for; a longer row is an error in its `forward`."
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    words = model.get_input_embeddings()
+    seen = [module for name, module in model.named_modules() if _TABLES.search(name)]
+    sizes = [_table_size(module) for module in seen if isinstance(module, torch.nn.Embedding) and module is not words]
+    sizes += [len(x) for name, x in model.named_buffers() if _TABLES.search(name) and x.dim() == 2 and len(x) == limit]
+    sizes += [len(x) for module in model.modules() for name, x in vars(module).items() if _TABLES.search(name) and isinstance(x, torch.Tensor) and x.dim() == 2 and len(x) == limit]
+    if model.config.model_type == "mpt": sizes.append(model.config.max_seq_len)                 # its slopes are made for so many
+    fits = [n for n in sizes if limit is None or n >= limit - 2]                                # not the table of a vision tower
+    return min(fits, default=None)
+
+def _check_positions(name:str, model, extent:_Extent):
+    "Raise `ValueError` where rows are longer than the model has positions; a line where they are longer than it was trained with."
+    positions, trained = model_positions(model), getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and extent.row > positions:
+        if extent.row == math.inf: found = "streamed rows may have any length"
+        else: found = f"rows have up to {extent.row} tokens"
+        raise ValueError(f"{name} has {positions} positions, and {found}: set max_length to {positions} or less")
+    if positions is None and trained and trained < extent.row < math.inf:
+        logger.warning("%s was made for rows of up to %d tokens (max_position_embeddings), and rows have up to %d", name, trained, extent.row)
 
 # %% ../nbs/07_trainer.ipynb #cell-017
 def _tokenized(dataset, tokenizer, args):
@@ -690,6 +736,7 @@ class SLPOTrainer(Trainer):
                  callbacks=None, optimizers=(None, None), # as in transformers.Trainer
                  peft_config=None): # a PEFT configuration: train new adapters
         args = args or SLPOConfig()
+        _check_kinds(model, ref_model)
         _check_names(args, model, ref_model, processing_class)
         model = _load_model(model, args)
         tokenizer = _load_words(model, args, processing_class)
@@ -700,9 +747,10 @@ class SLPOTrainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
             model = get_peft_model(model, peft_config)
+        _stay_trainable(model)
         if args.disable_dropout: _disable_dropout(model)
         if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
-        _stay_trainable(model)
+        _check_length_stays(model)
         self._sft = args.loss_type == "sft"
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
         many = isinstance(eval_dataset, dict)
@@ -724,13 +772,16 @@ class SLPOTrainer(Trainer):
 # %% ../nbs/07_trainer.ipynb #cell-019
 @patch
 def _settle_layout(self:SLPOTrainer, ref_model):
-    "Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own gives."
+    """Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own
+    gives. Raises `ValueError` for rows that are longer than a model has positions."""
     self._head_budget, self._vouched, why = math.inf, _Extent(), None
-    if not getattr(self.data_collator, "packed", False): return
     models = [(name, model) for name, model in (("the model", self.model), ("the reference model", ref_model)) if model is not None]
+    extent = _extent_of(self._all_datasets(), self._row_limit)
+    for name, model in models: _check_positions(name, model, extent)
+    if not getattr(self.data_collator, "packed", False): return
     whys = [f"{name} cannot be packed, {why}" for name, model in models if (why := _why_not_packed(model))]
     if self.args.n_gpu > 1: whys.append("several GPUs in one process split a batch by its rows; start one process for each, with accelerate launch")
-    whys += [] if whys else self._why_not_these(models, self._all_datasets())
+    whys += [] if whys else self._why_not_these(models, extent)
     if self._shared_out(): why = "its weights are shared out"
     elif not whys: why = next(filter(None, (_why_not_in_chunks(model) for _, model in models)), None)
     if self.args.world_size > 1: whys, why = broadcast_object_list([whys, why])               # the first process decides for all
@@ -750,9 +801,8 @@ def _all_datasets(self:SLPOTrainer) -> list:
     return [d for d in (self.train_dataset, *evals) if d is not None]
 
 @patch
-def _why_not_these(self:SLPOTrainer, models:list, datasets:list, whole:bool=True) -> list:
-    "Why the longest groups of these data sets must not be packed: at most one line. `models`: (name, model); `whole`: all their weights are here."
-    extent = _extent_of(datasets, self._row_limit)
+def _why_not_these(self:SLPOTrainer, models:list, extent:_Extent, whole:bool=True) -> list:
+    "Why groups as long as these must not be packed: at most one line. `models`: (name, model); `whole`: all their weights are here."
     if not extent.exceeds(self._vouched): return []
     for name, model in models:
         why = _out_of_reach(model.config.get_text_config(), extent.row)
@@ -764,11 +814,14 @@ def _why_not_these(self:SLPOTrainer, models:list, datasets:list, whole:bool=True
 
 @patch
 def _check_layout(self:SLPOTrainer, *datasets):
-    "For tokenised data that come later: padded rows from now on, where groups are longer than those tried so far and packed rows are not exact for them."
-    if not getattr(self.data_collator, "packed", False): return
+    """For tokenised data that come later: padded rows from now on, where groups are longer than those tried so far and packed
+    rows are not exact for them. Raises `ValueError` for rows that are longer than a model has positions."""
     models = [("the model", self.accelerator.unwrap_model(self.model))]
     if self.ref_model is not None: models.append(("the reference model", self.ref_model))
-    whys = self._why_not_these(models, datasets, whole=not self._shared_out())
+    extent = _extent_of(datasets, self._row_limit)
+    for name, model in models: _check_positions(name, model, extent)
+    if not getattr(self.data_collator, "packed", False): return
+    whys = self._why_not_these(models, extent, whole=not self._shared_out())
     if self.args.world_size > 1: (whys,) = broadcast_object_list([whys])
     if whys: self._pad(whys[0])
 
