@@ -10,6 +10,7 @@ __all__ = ['logger', 'LOSSES', 'SLPOConfig', 'torch_dtype', 'check_model_files',
 import copy
 import difflib
 import hashlib
+import io
 import json
 import logging
 import math
@@ -906,7 +907,7 @@ def _read_kept(path:Path, total:int):
             return flat
         else:
             why = "not all of its numbers are finite"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError, MemoryError) as e:
         why = str(e).split("\n")[0] or type(e).__name__
@@ -916,8 +917,10 @@ def _write_kept(path:Path, flat):
     "Write a file of reference log-probabilities, whole or not at all."
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.npy")                                    # a killed run leaves no half file under the name
+    content = io.BytesIO()                                                                   # np.save into a file does not see that its last part finds no room
+    np.save(content, flat)
     try:
-        np.save(unfinished, flat)
+        unfinished.write_bytes(content.getvalue())
         unfinished.replace(path)
     finally:
         with suppress(OSError):
@@ -1191,7 +1194,7 @@ def compute_loss(self:SLPOTrainer, model, inputs, return_outputs=False, num_item
         if not self._sft: self._check_start(logps.detach(), ref_logps, inputs)
     losses, metrics = self._losses(inputs, logps, ref_logps)
     if not losses.isfinite().all(): raise FloatingPointError(self._stopped("the loss", inputs["rows"][~losses.isfinite()].tolist()))
-    self._count("train" if training else "eval", {**metrics, "loss": losses.detach()})
+    self._count("train" if training else "eval", {**metrics, "loss": losses.detach()}, inputs["rows"])
     loss = losses.sum()/(len(losses) if num_items_in_batch is None else num_items_in_batch/self.args.world_size)
     outputs = torch.stack([metrics[f"logratios/{k}"] for k in ("chosen", "rejected")], -1) if not self._sft else logps.detach()[:, None]
     return (loss, outputs) if return_outputs else loss
@@ -1217,12 +1220,48 @@ def _get_train_sampler(self:SLPOTrainer, train_dataset=None):
     if n < step: raise ValueError(f"dataloader_drop_last=True leaves nothing: {n} groups are fewer than the {step} of one optimizer step")
     return RandomSampler(sampler.data_source, num_samples=n//step*step)
 
+_NOT_COUNTED = -1                                                            # in place of a row's number
+
+class _FilledUp(torch.utils.data.IterableDataset):
+    "A stream whose last batch is as full as the others: with copies of its first row, which are not counted."
+    def __init__(self, rows, # a stream of groups
+                 size:int): # groups in a batch, over all processes
+        self.rows, self.size = rows, size
+
+    def __iter__(self):
+        n, first = 0, None
+        for row in self.rows:
+            n += 1
+            if first is None: first = row
+            yield row
+        for _ in range(-n % self.size): yield {**first, "row": _NOT_COUNTED}
+
+    def set_epoch(self, epoch):
+        if hasattr(self.rows, "set_epoch"): self.rows.set_epoch(epoch)
+
+@patch
+def _eval_dataloader(self:SLPOTrainer, original, dataset):
+    "What `original` gives with every row: `dataloader_drop_last` is for training, and processes that share a stream share whole batches."
+    args, given = self.args, dataset
+    if dataset is None: dataset = self.eval_dataset
+    elif isinstance(dataset, str): dataset = self.eval_dataset[dataset]
+    streamed = isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset))
+    if streamed and args.world_size > 1: given = _FilledUp(dataset, args.eval_batch_size*args.world_size)
+    before = args.dataloader_drop_last, args.dataloader_persistent_workers
+    args.dataloader_drop_last = False
+    if given is not None and not isinstance(given, str): args.dataloader_persistent_workers = False     # transformers would take the loader of another data set
+    try: return original(self, given)
+    finally: args.dataloader_drop_last, args.dataloader_persistent_workers = before
+
 @patch
 def get_eval_dataloader(self:SLPOTrainer, eval_dataset=None):
-    "As in transformers, with every row: `dataloader_drop_last` is for training."
-    drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-    try: return Trainer.get_eval_dataloader(self, eval_dataset)
-    finally: self.args.dataloader_drop_last = drop
+    "As in transformers, with every row once."
+    return self._eval_dataloader(Trainer.get_eval_dataloader, eval_dataset)
+
+@patch
+def get_test_dataloader(self:SLPOTrainer, test_dataset):
+    "As in transformers, with every row once."
+    return self._eval_dataloader(Trainer.get_test_dataloader, test_dataset)
 
 # %% ../nbs/07_trainer.ipynb #cell-029
 if not hasattr(Trainer, "_get_grad_norm"):                                   # or gradients would go unchecked without a word
@@ -1285,10 +1324,13 @@ def _get_grad_norm(self:SLPOTrainer, model, grad_norm=None):
 
 # %% ../nbs/07_trainer.ipynb #cell-030
 @patch
-def _count(self:SLPOTrainer, mode:str, values:dict):
+def _count(self:SLPOTrainer, mode:str, values:dict, rows):
     "Add (B,) values to the sums and counts."
     table = torch.stack([x.double() for x in values.values()], -1)
-    if mode == "eval": table = self.accelerator.gather_for_metrics(table)                      # every row once
+    if mode == "eval":                                                                         # every row once
+        table, rows = self.accelerator.gather_for_metrics((table, rows))
+        self._counted = rows != _NOT_COUNTED
+        table = table[self._counted]
     known = table.isfinite()                                                                   # a target at -inf has no gap
     for key, *sum_and_count in zip(values, table.where(known, 0.).sum(0).tolist(), known.sum(0).tolist()):
         self._sums[mode][key] = np.add(self._sums[mode][key], sum_and_count)
@@ -1314,9 +1356,16 @@ def log(self:SLPOTrainer, logs, start_time=None):
     Trainer.log(self, logs, start_time)
 
 @patch
+def _gather_counted(self:SLPOTrainer, values, **how):
+    "What all processes have, of the batch that was counted last."
+    values = self.accelerator.gather_for_metrics(values, **how)
+    return values[self._counted] if len(values) == len(self._counted) else values
+
+@patch
 def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
     "As in transformers, with every metric a mean over groups."
     self._sums["eval"].clear()
+    if self.args.world_size > 1: self.gather_function = self._gather_counted
     output = Trainer.evaluation_loop(self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
     output.metrics.update(self._take_means("eval", f"{metric_key_prefix}_"))
     return output
