@@ -206,14 +206,13 @@ def _close_name(path:Path) -> str:
 _LFS = b"version https://git-lfs.github.com/spec/"
 _VOCABULARIES = ("tokenizer.json", "tekken.json", "*.model", "*vocab*", "*.tiktoken", "bpe.codes", "dict.txt", "tokenization_*.py")
 
-def _check_pointers(what:str, folder:Path):
-    "Raise `ValueError` for Git LFS pointers in place of files."
-    def is_pointer(path):
-        if not path.is_file() or path.stat().st_size > 1024: return False
-        return path.read_bytes().startswith(_LFS)
-    if pointers := [p.name for p in sorted(folder.iterdir()) if is_pointer(p)]:
-        raise ValueError(f"{what} {folder}: {', '.join(pointers[:4])} {'is a' if len(pointers) == 1 else 'are'} Git LFS "
-                         f"{'pointer' if len(pointers) == 1 else 'pointers'}, not the file itself: run `git lfs pull` where it was cloned, or download the model anew")
+def _check_pointers(what:str, folder:Path, paths):
+    "Raise `ValueError` for Git LFS pointers in place of these files; others of a clone may well be left as pointers."
+    def is_pointer(path): return path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS)
+    if found := sorted({p.name for p in paths if is_pointer(p)}):
+        many = len(found) > 1
+        raise ValueError(f"{what} {folder}: {', '.join(found[:4])} {'are Git LFS pointers' if many else 'is a Git LFS pointer'}, not the {'files themselves' if many else 'file itself'}: "
+                         "run `git lfs pull` where it was cloned, or download the model anew")
 
 def _adapter_message(what:str, name, base:str) -> str:
     return (f"{what} {name} is an adapter of {base or 'a base model that it does not name'}, not a model. Merge the two, "
@@ -237,17 +236,26 @@ def _check_config(what:str, folder:Path):
     else: todo = ": give the folder that save_pretrained wrote"
     raise FileNotFoundError(f"{what} {folder}: no config.json in it ({_listing(folder)}){todo}")
 
+def _weight_files(folder:Path) -> list:
+    "The files of weights that transformers would read, or whatever of this kind is there."
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+        path = folder/name
+        if not path.is_file(): continue
+        if path.suffix != ".json": return [path]
+        return sorted({folder/shard for shard in json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()})
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
 def _check_weights(what:str, folder:Path):
     "Raise where weights are missing or broken: `FileNotFoundError`, or `ValueError`."
-    for index in folder.glob("*.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        if missing := sorted(s for s in shards if not (folder/s).is_file()):
-            raise FileNotFoundError(f"{what} {folder}: {len(missing)} of the {len(shards)} files of weights in {index.name} are missing, the first is {missing[0]}: copy or download them")
-    tensors = sorted(folder.glob("*.safetensors"))
-    if not tensors and not any(folder.glob("*.bin")):
+    paths = _weight_files(folder)
+    if not paths:
         adapter = " It is an adapter beside a config.json." if (folder/"adapter_config.json").is_file() else ""
-        raise FileNotFoundError(f"{what} {folder}: no weights (*.safetensors or *.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?")
-    for path in tensors:
+        raise FileNotFoundError(f"{what} {folder}: no weights (model.safetensors or pytorch_model.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?")
+    if missing := [p.name for p in paths if not p.is_file()]:
+        raise FileNotFoundError(f"{what} {folder}: {len(missing)} of the {len(paths)} files of weights that its index names are missing, the first is {missing[0]}: copy or download them")
+    _check_pointers(what, folder, paths)
+    for path in paths:
+        if path.suffix != ".safetensors": continue
         try:
             with safe_open(path, "pt"): pass
         except SafetensorError as e:
@@ -280,7 +288,7 @@ def check_model_files(name, # folder or hub id of a causal language model
     if path.is_dir():
         path = path/hub.get("subfolder", "")
         if not path.is_dir(): raise FileNotFoundError(f"{what} {name}: no sub-folder {hub['subfolder']} in it ({_listing(Path(name).expanduser())})")
-        _check_pointers(what, path)
+        _check_pointers(what, path, [path/"config.json", path/"generation_config.json", path/(gguf_file or "config.json")])
         if gguf_file:
             if not (path/gguf_file).is_file(): raise FileNotFoundError(f"{what} {name}: no {gguf_file} in it ({_listing(path)})")
             return
@@ -358,8 +366,9 @@ def check_tokenizer_files(name, # folder or hub id
     if not path.is_dir():
         if _is_path(str(name)): raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
         return
-    _check_pointers(what, path)
-    if gguf_file or any(p for pattern in _VOCABULARIES for p in path.glob(pattern)): return
+    words = [p for pattern in _VOCABULARIES for p in path.glob(pattern)]
+    _check_pointers(what, path, [*words, path/"tokenizer_config.json"])
+    if gguf_file or words: return
     if (path/"tokenizer_config.json").is_file():                                               # a tokenizer of bytes needs no more
         try: tokenizer = AutoTokenizer.from_pretrained(str(path))
         except Exception as e: raise FileNotFoundError(_no_tokenizer(what, name, _first_line(e))) from e
@@ -623,7 +632,7 @@ def _extent_of(datasets:list, most:float) -> _Extent:
             found = found.joined(_Extent(most, most))
             continue
         for i, (prompt, completions) in enumerate(_lengths(d)):
-            sizes = dict(row=prompt + max(completions), group=prompt + sum(completions), prompt=prompt)
+            sizes = dict(row=prompt + max(completions, default=0), group=prompt + sum(completions), prompt=prompt)
             for kind, n in sizes.items():
                 if n > longest.get(kind, (0,))[0]: longest[kind] = n, d, i
     for kind in ("row", "group"): setattr(found, kind, max(getattr(found, kind), longest.get(kind, (0,))[0]))
@@ -648,7 +657,9 @@ def _out_of_reach(config, row:float) -> str:
 def _placed(model, device):
     "A model on another device for a while: FSDP and DeepSpeed place it later, a reference has not been placed yet."
     home = model.device
-    if home != device: model.to(device)
+    try:
+        if home != device: model.to(device)
+    except torch.OutOfMemoryError: model.to(home)                                              # whole, it is too large
     try: yield
     finally:
         if home != device: model.to(home)
