@@ -31,7 +31,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from .data import _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
 from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, bootstrap_mean, distinct_n, generate, interval_table, judge_cost, judge_questions, judge_win_rate, prompt_text, sample_kl, win_rate
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _knob
+from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _knob, _LOSS_DEFAULTS
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -228,7 +228,7 @@ def train(run:RunArguments, # what to train on what
                "versions": {"python": platform.python_version(), **{p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}}}
     if args.loss_type == "sft" or run.sft_epochs:
         changes = dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
-                       per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft")
+                       per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft", **_LOSS_DEFAULTS)
         stage = _stage("sft", model, tokenizer, args, *(_sft_rows(d, run.sft_targets) for d in (data, test)), **changes if args.loss_type != "sft" else {})
         first = stage.evaluate()["eval_loss"]
         print("== supervised fine-tuning on the chosen completions")
