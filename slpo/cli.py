@@ -38,7 +38,7 @@ from .data import _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, lo
 from .dpo import preference_accuracy
 from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
+from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _LOSS_DEFAULTS, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -488,7 +488,7 @@ def _write_run(out:Path, metrics:dict, test:Dataset):
 def _sft_stage(run, args, model, tokenizer, data, test) -> tuple:
     "(the model, what metrics.json says of it) of supervised fine-tuning on rows of text, or groups of token ids."
     changes = dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
-                   per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft")
+                   per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft", **_LOSS_DEFAULTS)
     stage = _stage("sft", model, tokenizer, args, data, test, **changes if args.loss_type != "sft" else {})
     def held_out_loss(): return stage.evaluate()["eval_loss"] if test is not None else None
     first = held_out_loss()

@@ -41,7 +41,8 @@ from torch.utils.data import RandomSampler
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType, TrainOutput
+from transformers.training_args import OptimizerNames
 from transformers.utils import cached_file
 
 from .data import PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
@@ -55,19 +56,55 @@ logger = logging.getLogger("slpo")
 # %% ../nbs/07_trainer.ipynb #cell-004
 LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
 
+_KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
+
 def _check_settings(args):
-    "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense."
+    "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense or have no effect."
     if args.loss_type == "sigmoid": args.loss_type = "dpo"
+    for name, allowed in (("loss_type", LOSSES), ("on_bad_rows", ("raise", "drop")), ("truncation_mode", ("keep_end", "keep_start"))):
+        _check_choice(args, name, allowed)
+    for name in ("alpha", "beta", "anchor", "label_smoothing"): setattr(args, name, _number(name, getattr(args, name)))
+    if args.temperature != "length": args.temperature = _number("temperature", args.temperature, 0, strict=True, also=" or 'length'")
     if args.preset is not None: _apply_preset(args)
-    if args.temperature != "length": args.temperature = _number("temperature", args.temperature)
-    for name, allowed in (("loss_type", LOSSES), ("form", tuple(FORMS)), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
-                          ("truncation_mode", ("keep_end", "keep_start"))):
-        if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
-    if args.eval_examples is not None and not args.eval_examples > 0: raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
+    for name, allowed in (("form", tuple(FORMS)), ("target", ("mass", "ratio"))): _check_choice(args, name, allowed)
     for name, low, high in (("alpha", 0, 1), ("label_smoothing", 0, .5), ("anchor", 0, math.inf), ("head_budget_mb", 0, math.inf)):
-        if not low <= getattr(args, name) <= high: raise ValueError(f"{name}={getattr(args, name)}: expected a number from {low} to {high}")
-    if not args.beta > 0: raise ValueError(f"beta={args.beta}: expected a positive number")
+        setattr(args, name, _number(name, getattr(args, name), low, high, most_is_infinite=name == "head_budget_mb"))
+    _number("beta", args.beta, 0, strict=True)
     if args.remove_unused_columns: raise ValueError("remove_unused_columns=True would take away what the collator needs")
+    _check_effect(args)
+
+def _check_choice(args, name:str, allowed:tuple):
+    if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
+
+def _number(name:str, value, low:float=-math.inf, high:float=math.inf, strict:bool=False, also:str="", most_is_infinite:bool=False) -> float:
+    "A number, or a word for one, as a float. `strict`: `low` itself is not allowed. Raises `ValueError`, naming the setting."
+    try: number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError): number = math.nan
+    inside = low < number <= high if strict else low <= number <= high
+    if inside and (math.isfinite(number) or most_is_infinite): return number
+    if strict: expected = "a positive number"
+    elif high < math.inf: expected = f"a number from {low:g} to {high:g}"
+    elif low > -math.inf: expected = f"a number, {low:g} or above"
+    else: expected = "a number"
+    raise ValueError(f"{name}={value!r}: expected {expected}{also}")
+
+def _whole(name:str, value, low:int):
+    "Raise `ValueError`, naming the setting, unless it is a whole number, `low` or above."
+    if isinstance(value, bool) or not isinstance(value, int) or value < low: raise ValueError(f"{name}={value!r}: expected a whole number, {low} or above")
+
+def _check_effect(args):
+    "Raise `ValueError` for a setting of a loss that is not the one trained with: it would have no effect."
+    if type(args) is not SLPOConfig: return                                  # its subclass may belong to a loss of its own
+    if args.label_smoothing_factor:
+        raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} belongs to transformers' own loss and has no effect here: label_smoothing is conservative DPO's (loss_type='dpo')")
+    if args.loss_type == "sft" and args.preset is not None: return           # the stage before the one it is for
+    defaults = {f.name: f.default for f in fields(args)}
+    for name in dict.fromkeys(" ".join(_KNOBS.values()).split()):
+        users = [loss for loss, names in _KNOBS.items() if name in names.split()]
+        value = getattr(args, name)
+        if args.loss_type in users or value == defaults[name]: continue
+        raise ValueError(f"{name}={value!r} has no effect with loss_type={args.loss_type!r}: it belongs to {', '.join(users)}. Leave it out, or choose one of these "
+                         "(a loss of your own that takes it: give it a subclass of SLPOConfig)")
 
 def _apply_preset(args):
     "Give the loss the settings of a preset. Raises `ValueError` where another setting was asked for as well."
@@ -83,15 +120,59 @@ def _apply_preset(args):
     if args.preset == "main" and args.temperature == "length":
         raise ValueError("preset='main' takes one number as temperature for all completions, from you: set temperature")
 
-def _number(name, value) -> float:
-    try: number = float(value)
-    except ValueError: number = -1.
-    if not 0 < number < math.inf: raise ValueError(f"{name}={value!r}: expected a positive number or 'length'")
-    return number
-
 def _knob(default, help): return field(default=default, metadata={"help": help})
 
 def _gpu_has_bf16() -> bool: return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+# %% ../nbs/07_trainer.ipynb #cell-264
+_WORDS = {"eval_strategy": IntervalStrategy, "logging_strategy": IntervalStrategy, "save_strategy": SaveStrategy, "lr_scheduler_type": SchedulerType,
+          "optim": OptimizerNames, "hub_strategy": HubStrategy}
+
+def _check_words(args):
+    "Before transformers reads them: raise `ValueError`, naming the setting, for words that it does not know."
+    for f in fields(args):
+        value = getattr(args, f.name)
+        yes_or_no = str(f.type) in ("<class 'bool'>", "bool | None") and not isinstance(f.default, str)
+        if yes_or_no and not (value is None or value in (0, 1)):
+            raise ValueError(f"{f.name}={value!r}: expected True or False")
+    for name, words in _WORDS.items():
+        value, known = getattr(args, name), [w.value for w in words]
+        if value in known or value in list(words): continue
+        hint = "; YAML reads a bare no as False: write 'no', in quotes" if value is False and "no" in known else ""
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}{hint}")
+
+def _check_run(args):
+    "Raise `ValueError`, naming the setting, for a run that could not be trained as it was asked for."
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "row_length"): _whole(name, getattr(args, name), 1)
+    for name in ("max_prompt_length", "max_completion_length", "dataset_num_proc", "pad_to_multiple_of", "precompute_ref_batch_size"):
+        if getattr(args, name) is not None: _whole(name, getattr(args, name), 1)
+    if args.max_length is not None: _whole("max_length", args.max_length, 0)
+    if idle := [name for name in ("max_prompt_length", "max_completion_length") if getattr(args, name) is not None and not args.max_length]:
+        raise ValueError(f"{idle[0]}={getattr(args, idle[0])} has no effect without max_length: it says where to cut what is longer than that")
+    for name in ("seed", "data_seed"):
+        if getattr(args, name) is not None: _whole(name, getattr(args, name), 0)
+    _whole("dataloader_num_workers", args.dataloader_num_workers, 0)
+    for name in ("learning_rate", "weight_decay", "adam_epsilon"): setattr(args, name, _number(name, getattr(args, name), 0))
+    if args.max_grad_norm is not None: args.max_grad_norm = _number("max_grad_norm", args.max_grad_norm, 0)
+    for name in ("adam_beta1", "adam_beta2"): setattr(args, name, _number(name, getattr(args, name), 0, 1))
+    args.num_train_epochs = _number("num_train_epochs", args.num_train_epochs)
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ValueError(f"num_train_epochs={args.num_train_epochs:g}, max_steps={args.max_steps}: nothing would be trained; one of them must be positive")
+    if args.save_strategy == "steps" and not args.save_steps > 0: raise ValueError(f"save_steps={args.save_steps}: expected a positive number, or save_strategy='no'")
+    if args.eval_examples is not None and not args.eval_examples > 0: raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
+    for name in ("dispatch_batches", "split_batches"):
+        if getattr(args.accelerator_config, name): raise ValueError(f"accelerator_config: {name}=True cuts a batch by its rows, which groups share: leave it out, each process then makes batches of its own")
+    if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+        raise ValueError(f"train_sampling_strategy={str(args.train_sampling_strategy)!r} is not supported: packed rows have one length anyway; use random or sequential")
+    if args.parallelism_config is not None: raise ValueError("parallelism_config is not supported: groups would be cut across processes. Data parallel runs, FSDP and DeepSpeed need none")
+    _check_optimizer(args)
+
+def _check_optimizer(args):
+    "Raise `ValueError` where the optimizer is not installed."
+    try: Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError, RuntimeError) as e:
+        if "pass a `model`" in str(e): return                                # installed; asked for again with the model
+        raise ValueError(f"optim={str(getattr(args.optim, 'value', args.optim))!r}: {' '.join(str(e).split())}") from e
 
 # %% ../nbs/07_trainer.ipynb #cell-005
 @dataclass
@@ -132,14 +213,18 @@ class SLPOConfig(TrainingArguments):
     model_init_kwargs: dict | str | None = _knob(None, "Arguments of from_pretrained, as JSON, for a model given by name.")
 
     def __post_init__(self):
+        _check_words(self)
         if self.bf16 is None: self.bf16 = not (self.fp16 or self.use_cpu) and _gpu_has_bf16()
         if self.bf16 and not torch.accelerator.is_available(): self.use_cpu = True       # transformers wants to be told
         if self.eval_examples: self.eval_strategy = "steps"
         super().__post_init__()
+        _check_settings(self)
+        _check_run(self)
         if self.eval_examples: self.eval_steps = max(round(self.eval_examples/(self.train_batch_size*self.gradient_accumulation_steps*self.world_size)), 1)
         if self.accelerator_config.dispatch_batches is None: self.accelerator_config.dispatch_batches = False    # a packed batch cannot be sliced by its rows
-        _check_settings(self)
         if not torch.cuda.is_available(): self.dataloader_pin_memory = False            # pinning needs an accelerator
+
+_LOSS_DEFAULTS = {f.name: f.default for f in fields(SLPOConfig) if f.name in ("preset", *" ".join(_KNOBS.values()).split())}     # for a stage with another loss
 
 # %% ../nbs/07_trainer.ipynb #cell-007
 def _metrics(logps, ref_logps, ranks, beta:float) -> dict:
@@ -1468,7 +1553,6 @@ def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1
 
 # %% ../nbs/07_trainer.ipynb #cell-036
 _METHODS = {"slpo": "SLPO (Ho 2025)", "slpo_sample": "SLPO, sample-mass form", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
-_KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
 _ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length max_completion_length truncation_mode seed bf16 fp16"
 
 @patch
