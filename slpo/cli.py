@@ -28,7 +28,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, HfArgumentParser
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .data import _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
+from .data import ROW, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
 from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, bootstrap_mean, distinct_n, generate, interval_table, judge_cost, judge_questions, judge_win_rate, prompt_text, sample_kl, win_rate
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
 from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _knob
@@ -112,14 +112,14 @@ def _sft_rows(rows:Dataset, targets:str) -> Dataset:
     "All rows, or of each prompt the row that stands last in the data. Raises `ValueError` for another word."
     if targets not in ("all", "unique_prompts"): raise ValueError(f"sft_targets={targets!r}: expected all or unique_prompts")
     if targets == "all": return rows
-    last = {_key(prompt): i for _, i, prompt in sorted(zip(rows["row"], range(len(rows)), rows["prompt"]))}
+    last = {_key(prompt): i for _, i, prompt in sorted(zip(rows[ROW], range(len(rows)), rows["prompt"]))}
     return rows.select(sorted(last.values()))
 
 def _load_data(run:RunArguments, args:SLPOConfig) -> tuple:
     "(train, eval) rows of text; no prompt is in both."
     def load(split):
         rows = load_preferences(run.dataset_name, split, args.on_bad_rows, sft=args.loss_type == "sft")
-        rows = rows.add_column("row", range(len(rows))).shuffle(seed=args.seed)                # the numbers that messages name
+        rows = rows.add_column(ROW, range(len(rows))).shuffle(seed=args.seed)                # the numbers that messages name
         return _sft_rows(rows, run.sft_targets) if args.loss_type == "sft" else rows
     data = load(run.dataset_split)
     if run.eval_split: test = load(run.eval_split)
@@ -243,7 +243,7 @@ def train(run:RunArguments, # what to train on what
     if _first_process():
         out.mkdir(parents=True, exist_ok=True)
         (out/"metrics.json").write_text(json.dumps(metrics, indent=1, default=str) + "\n")
-        (out/"held_out.jsonl").write_text("".join(json.dumps({k: v for k, v in row.items() if k != "row"}) + "\n" for row in test))
+        (out/"held_out.jsonl").write_text("".join(json.dumps({k: v for k, v in row.items() if k != ROW}) + "\n" for row in test))
     print(f"\nthe model is in {path}: AutoModelForCausalLM.from_pretrained({str(path)!r})")
     return metrics
 
@@ -320,7 +320,7 @@ class EvalArguments:
     baseline: str = _knob("chosen", "What the answers are compared with: chosen (the data set's preferred completions) | reference (that model's answers) | hub id or folder of a third model.")
     answers: str | None = _knob(None, "A .jsonl file with 'prompt', 'policy' and 'baseline' in each line: compare these, generate nothing.")
     dataset_name: str = _knob("world", "As for slpo_train; its output folder has the rows that it held out in held_out.jsonl.")
-    dataset_split: str = _knob("test", "Split of a folder or hub data set.")
+    dataset_split: str | None = _knob(None, "Split; None: test, and all of a file, which has no splits.")
     on_bad_rows: str = _knob("raise", "What to do with bad rows: raise | drop.")
     eval_size: int = _knob(256, "Evaluate on so many rows, drawn with the seed.")
     max_length: int = _knob(1024, "Longest prompt plus completion whose log-probability is computed, tokens.")
@@ -385,8 +385,9 @@ def _read_answers(path:str) -> list:
     return rows
 
 def _eval_rows(a:EvalArguments) -> Dataset:
-    rows = load_preferences(a.dataset_name, a.dataset_split, a.on_bad_rows)
-    return rows.add_column("row", range(len(rows))).shuffle(seed=a.seed).select(range(min(a.eval_size, len(rows))))
+    split = a.dataset_split or ("train" if Path(a.dataset_name).is_file() else "test")
+    rows = load_preferences(a.dataset_name, split, a.on_bad_rows)
+    return rows.add_column(ROW, range(len(rows))).shuffle(seed=a.seed).select(range(min(a.eval_size, len(rows))))
 
 def _chosen_text(row:dict) -> str:
     best = _to_group(row)[1][0]

@@ -52,7 +52,7 @@ def _check_settings(args):
     if args.alpha is None: args.alpha = (slpo_loss if args.loss_type == "slpo" else slpo_sample_loss).__kwdefaults__["alpha"]
     if args.temperature != "length": args.temperature = _number("temperature", args.temperature)
     for name, allowed in (("loss_type", LOSSES), ("form", ("halves", "joint")), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
-                          ("truncation_mode", ("keep_end", "keep_start"))):
+                          ("truncation_mode", ("keep_end", "keep_start")), ("completion_tokens", ("joint", "apart"))):
         if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
     if args.eval_examples is not None and not args.eval_examples > 0: raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
     for name, low, high in (("alpha", 0, 1), ("label_smoothing", 0, .5), ("anchor", 0, math.inf), ("head_budget_mb", 0, math.inf)):
@@ -89,9 +89,10 @@ class SLPOConfig(TrainingArguments):
     scale_t2: bool = _knob(True, "Multiply the loss by t², so that gradients compare across lengths (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
-    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
+    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut (without max_length: always), tokens; None: only completions are cut.")
     max_completion_length: int | None = _knob(None, "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.")
     truncation_mode: str = _knob("keep_end", "Which end of a prompt to keep: keep_end | keep_start.")
+    completion_tokens: str = _knob("joint", "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.")
     on_bad_rows: str = _knob("raise", "What to do with rows that cannot be trained on: raise | drop.")
     precompute_ref_log_probs: bool = _knob(True, "Compute reference log-probabilities once, before training, and keep no reference model.")
     precompute_ref_batch_size: int | None = _knob(None, "Groups per batch for that; None: the evaluation batch size.")
@@ -245,9 +246,10 @@ def _why_not_in_chunks(model) -> str:
 
 # %% ../nbs/07_trainer.ipynb #cell-017
 def _tokenized(dataset, tokenizer, args):
-    if dataset is None or "completion_ids" in (dataset.column_names or ()): return dataset
+    if dataset is None: return None
     return tokenize_preferences(dataset, tokenizer, max_length=args.max_length or None, max_prompt_length=args.max_prompt_length,
-                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
+                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode,
+                                completion_tokens=args.completion_tokens, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
                                 num_proc=args.dataset_num_proc)
 
 
