@@ -61,7 +61,7 @@ _KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alph
 def _check_settings(args):
     "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense or have no effect."
     if args.loss_type == "sigmoid": args.loss_type = "dpo"
-    for name, allowed in (("loss_type", LOSSES), ("on_bad_rows", ("raise", "drop")), ("truncation_mode", ("keep_end", "keep_start"))):
+    for name, allowed in (("loss_type", LOSSES), ("on_bad_rows", ("raise", "drop")), ("truncation_mode", ("keep_end", "keep_start")), ("completion_tokens", ("joint", "apart"))):
         _check_choice(args, name, allowed)
     for name in ("alpha", "beta", "anchor", "label_smoothing"): setattr(args, name, _number(name, getattr(args, name)))
     if args.temperature != "length": args.temperature = _number("temperature", args.temperature, 0, strict=True, also=" or 'length'")
@@ -194,9 +194,10 @@ class SLPOConfig(TrainingArguments):
     preset: str | None = _knob(None, "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
-    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
+    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut (without max_length: always), tokens; None: only completions are cut.")
     max_completion_length: int | None = _knob(None, "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.")
     truncation_mode: str = _knob("keep_end", "Which end of a prompt to keep: keep_end | keep_start.")
+    completion_tokens: str = _knob("joint", "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.")
     on_bad_rows: str = _knob("raise", "What to do with rows that cannot be trained on: raise | drop.")
     precompute_ref_log_probs: bool = _knob(True, "Compute reference log-probabilities once, before training, and keep no reference model.")
     precompute_ref_batch_size: int | None = _knob(None, "Groups per batch for that; None: the evaluation batch size.")
@@ -805,9 +806,10 @@ def _check_positions(name:str, model, extent:_Extent):
 
 # %% ../nbs/07_trainer.ipynb #cell-017
 def _tokenized(dataset, tokenizer, args):
-    if dataset is None or "completion_ids" in (dataset.column_names or ()): return dataset
+    if dataset is None: return None
     return tokenize_preferences(dataset, tokenizer, max_length=args.max_length or None, max_prompt_length=args.max_prompt_length,
-                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
+                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode,
+                                completion_tokens=args.completion_tokens, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
                                 num_proc=args.dataset_num_proc)
 
 
