@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "logps": "log1mexp sequence_logps",
-    "dpo": "dpo_loss ipo_loss",
+    "dpo": "dpo_loss ipo_loss preference_accuracy",
     "mass": "mass_targets transport",
     "ybar": "ybar_logp ybar_logp_tree",
     "loss": "PRESETS slpo_loss slpo_sample_loss",

@@ -16,6 +16,8 @@ import os
 import platform
 import signal
 import sys
+import types
+import typing
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from importlib.metadata import version
@@ -26,6 +28,7 @@ import torch
 import yaml
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .data import _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
@@ -54,17 +57,125 @@ class RunArguments:
     eval_sampling: bool = _knob(False, "Sample for those prompts at every evaluation, too: samples.jsonl, and the trackers.")
     resume: bool = _knob(False, "Continue an interrupted run from its newest complete checkpoint.")
 
+# %% ../nbs/09_cli.ipynb #cell-284
+_OTHERS_NAMES = dict(
+    alpha_slpo="alpha", base_model="model_name_or_path", base_model_name_or_path="model_name_or_path", batch_size="per_device_train_batch_size",
+    beta1="adam_beta1", beta2="adam_beta2", bfloat16="bf16", clip_grad="max_grad_norm", cutoff_len="max_length", data="dataset_name",
+    data_path="dataset_name", dataset="dataset_name", dataset_num_workers="dataset_num_proc", dataset_path="dataset_name",
+    dataset_test_split="eval_split", dataset_train_split="dataset_split", epochs="num_train_epochs", eval_batch_size="per_device_eval_batch_size",
+    evaluation_strategy="eval_strategy", float16="fp16", generate_during_eval="eval_sampling", grad_accum="gradient_accumulation_steps",
+    gradient_accumulation="gradient_accumulation_steps", learning_rate_scheduler="lr_scheduler_type", loss="loss_type", lr="learning_rate",
+    lr_scheduler="lr_scheduler_type", max_grad_norm_clip="max_grad_norm", max_gradient_norm="max_grad_norm", max_samples="train_size",
+    max_seq_len="max_length", max_seq_length="max_length", max_target_length="max_completion_length", max_train_samples="train_size",
+    max_train_steps="max_steps", micro_batch_size="per_device_train_batch_size", model="model_name_or_path", model_id="model_name_or_path",
+    model_max_length="max_length", model_name="model_name_or_path", model_path="model_name_or_path", num_epochs="num_train_epochs",
+    num_proc="dataset_num_proc", optimizer="optim", out_dir="output_dir", output="output_dir", output_path="output_dir",
+    preprocessing_num_workers="dataset_num_proc", random_seed="seed", save_dir="output_dir", scheduler="lr_scheduler_type",
+    sequence_len="max_length", steps="max_steps", test_size="eval_size", test_split="eval_split", torch_dtype="dtype",
+    train_batch_size="per_device_train_batch_size", train_file="dataset_name", train_split="dataset_split", val_size="eval_size",
+    warmup="warmup_steps", warmup_ratio="warmup_steps", wd="weight_decay")
+_OF_THE_MODEL = ("attn_implementation", "load_in_4bit", "load_in_8bit", "model_revision", "revision", "trust_remote_code", "use_flash_attn")
+
+def _meant(name:str, known) -> str:
+    "What another trainer's name, or a slip of the hand, is here: a setting, with what differs; '' where nothing is like it."
+    name = name.lstrip("-").replace("-", "_")
+    if name in _OF_THE_MODEL: return "model_init_kwargs (arguments of from_pretrained, as JSON)" if "model_init_kwargs" in known else ""
+    found = _OTHERS_NAMES.get(name) or next(iter(difflib.get_close_matches(name, known, n=1, cutoff=.85)), "")
+    if found not in known: return ""
+    return found + " (below 1: a share of all steps)"*(name == "warmup_ratio")
+
+def _kinds(hint) -> set:
+    "The types that a setting may have; Enums and Literals are texts."
+    parts = [kind for part in typing.get_args(hint) for kind in _kinds(part)] if _is_union(hint) else [typing.get_origin(hint) or hint]
+    return {kind if kind in (bool, int, float, dict, list, type(None)) else str for kind in parts}
+
+def _is_union(hint) -> bool: return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+# %% ../nbs/09_cli.ipynb #cell-285
+def _read_value(value, # as YAML has it
+                written:str, # as it stands in the file
+                kinds:set, # types that the setting may have
+                choices:list=None, # words that it may be
+                optional:bool=False): # may it be empty?
+    "The value as the setting wants it. Raises `ValueError` that says what was found and what is expected."
+    expected = _expected(kinds, choices)
+    if value is None:
+        if optional: return None
+        raise ValueError(f"is empty: expected {expected}")
+    if isinstance(value, (dict, list)):
+        if type(value) in kinds: return value
+        raise ValueError(f"is a {'list' if isinstance(value, list) else 'block of settings'}: expected {expected}")
+    if isinstance(value, bool) and bool not in kinds:
+        truth = str(value).lower()
+        said = f"is {truth}" if written.lower() == truth else f"is {truth} (YAML reads {written} as {truth})"
+        meant = str in kinds and written.lower() != truth and (not choices or written.lower() in choices)
+        raise ValueError(f'{said}: write "{written}"' if meant else f"{said}: expected {expected}")
+    if isinstance(value, bool): return value
+    for kind, read in ((bool, string_to_bool), (int, _whole), (float, float)):
+        if kind not in kinds: continue
+        number = isinstance(value, (int, float)) and kind is not bool
+        try: return read(value if number else written)
+        except (ValueError, OverflowError, argparse.ArgumentTypeError): pass
+    if str not in kinds or choices and written not in choices: raise ValueError(f"is {written!r}: expected {expected}")
+    return written
+
+def _whole(number) -> int:
+    "1e3 is a whole number too."
+    if isinstance(number, str): number = float(number)
+    if number != int(number): raise ValueError(number)
+    return int(number)
+
+def _expected(kinds:set, choices:list=None) -> str:
+    if choices: return f"one of {', '.join(map(str, choices))}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "'name: value' lines", list: "a list"}
+    return " or ".join(word for kind, word in words.items() if kind in kinds)
+
 # %% ../nbs/09_cli.ipynb #cell-006
 RECIPES = resources.files("slpo")/"recipes"
 
-def _recipe(name:str) -> dict:
-    "Settings of a YAML file or a shipped recipe."
+def _recipe(name:str) -> tuple: # (text, what to call it in a message)
+    "The text of a YAML file or a shipped recipe."
     shipped = sorted(f.name.removesuffix(".yaml") for f in RECIPES.iterdir() if f.name.endswith(".yaml"))
-    if Path(name).is_file(): text = Path(name).read_text(encoding="utf-8")
-    elif name in shipped: text = (RECIPES/f"{name}.yaml").read_text(encoding="utf-8")
+    if Path(name).is_file(): file = Path(name)
+    elif name in shipped: file = RECIPES/f"{name}.yaml"
     else: raise FileNotFoundError(f"--config {name}: neither a file nor one of the recipes {', '.join(shipped)}")
-    settings = yaml.safe_load(text)
-    if not isinstance(settings, dict): raise ValueError(f"--config {name}: expected 'name: value' lines")
+    try: return file.read_text(encoding="utf-8"), file.name
+    except UnicodeDecodeError as e: raise ValueError(f"{file.name}: not UTF-8 (byte {e.start + 1})") from None
+
+def _read_yaml(text:str, file:str) -> dict: # name -> (value, as it is written, line)
+    "The settings of a YAML text. Raises `ValueError` with line and column for what is none."
+    try: settings, top = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{file}: {where}not YAML ({e.problem or e.context})") from None
+    except (yaml.YAMLError, ValueError) as e: raise ValueError(f"{file}: not YAML ({' '.join(str(e).split())})") from None
+    if not isinstance(settings, dict): raise ValueError(f"{file}: expected 'name: value' lines")
+    found = {}
+    for key, value in top.value:
+        line = key.start_mark.line + 1
+        if key.value in found: raise ValueError(f"{file}: line {line}: {key.value} stands in line {found[key.value][2]} already")
+        if key.value not in settings: raise ValueError(f"{file}: line {line}: {key.value!r} is no name of a setting")
+        written = value.value if isinstance(value.value, str) else ""
+        found[key.value] = settings[key.value], written, line
+    return found
+
+def _settings(parser:HfArgumentParser, classes:tuple, name:str) -> dict: # name -> value
+    "What a recipe sets, as the settings want it. Raises `ValueError`, naming file, line and setting, for what they cannot be."
+    text, file = _recipe(name)
+    found = _read_yaml(text, file)
+    hints = {n: hint for c in classes for n, hint in typing.get_type_hints(c).items()}
+    actions = {a.dest: a for a in reversed(parser._actions)}                                     # --x before --no_x
+    known = {n for n in actions if n in hints}
+    if strange := [n for n in found if n not in known]:
+        said = [n + (f" (did you mean {meant}?)" if (meant := _meant(n, known)) else "") for n in strange]
+        raise ValueError(f"{file}: no such settings: {', '.join(said)}")
+    settings = {}
+    for n, (value, written, line) in found.items():
+        kinds, action = _kinds(hints[n]), actions[n]
+        optional = type(None) in kinds or "None" in (action.help or "")                          # as --help says
+        try: settings[n] = _read_value(value, written, kinds, action.choices, optional)
+        except ValueError as e: raise ValueError(f"{file}: line {line}: {n} {e}") from None
     return settings
 
 def _parse(parser:HfArgumentParser, argv:list) -> list:
@@ -73,30 +184,39 @@ def _parse(parser:HfArgumentParser, argv:list) -> list:
     parser.error = error
     *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
-        raise ValueError(f"unknown flag {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
+        flag = unknown[0].split("=")[0]
+        meant = _meant(flag, {a.dest for a in parser._actions}) if flag.startswith("--") else ""
+        what = "unknown flag" if flag.startswith("-") else "a word without a flag:"
+        raise ValueError(f"{what} {unknown[0]}" + (f": did you mean --{meant}?" if meant else ""))
     return parsed
 
 def parse_run(argv:list=None, # flags; default: those of the command line
              ) -> tuple: # (RunArguments, SLPOConfig)
     "Settings from defaults, recipe and flags, in that order. Raises `ValueError` for names that do not exist."
     argv = sys.argv[1:] if argv is None else list(argv)
-    argv = ["--bf16=true" if flag == "--bf16" and after.startswith("--") else flag for flag, after in zip(argv, [*argv[1:], "--"])]     # what may be unset needs a value
+    after = [*argv[1:], "--"]
+    argv = ["--bf16=true" if flag == "--bf16" and word.startswith("--") else flag for flag, word in zip(argv, after)]     # what may be unset needs a value
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "model_name_or_path", "dataset_name", "output_dir"): first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
     given, _ = first.parse_known_args(argv)
-    config = given.config or ("world" if not given.model_name_or_path and not given.dataset_name else None)
-    parser = HfArgumentParser((RunArguments, SLPOConfig), prog="slpo_train", usage="slpo_train [--config RECIPE] [--flag value ...]", allow_abbrev=False,
-                              description="Align a language model on preferences by supervised learning. Without arguments: a small world, three minutes.")
+    asked = any(flag in ("-h", "--help") for flag in argv)
+    config, settings, classes = given.config, {}, (RunArguments, SLPOConfig)
+    if not (config or given.model_name_or_path or given.dataset_name or asked): config = "world"
+    parser = HfArgumentParser(classes, prog="slpo_train", usage="slpo_train [--config RECIPE] [--flag value ...]", allow_abbrev=False)
+    parser.description = "Align a language model on preferences by supervised learning. " + _whose_defaults(config)
     parser.add_argument("--config", help="YAML file or shipped recipe with settings; flags win over it.")
-    if config:
-        settings = _recipe(config)
-        unknown = sorted(set(settings) - {a.dest for a in parser._actions})
-        if unknown: raise ValueError(f"--config {config}: no such settings: {', '.join(unknown)}")
-        parser.set_defaults(**settings)
+    if config: settings = _settings(parser, classes, config)
+    parser.set_defaults(**settings)
     run, args, *_ = _parse(parser, argv)
-    if not (given.output_dir or config and "output_dir" in settings): args.output_dir = _fresh_folder(f"runs/{config or Path(run.dataset_name).name}-{args.loss_type}", run.resume)
+    if not (given.output_dir or "output_dir" in settings): args.output_dir = _fresh_folder(f"runs/{Path(config or run.dataset_name).name}-{args.loss_type}", run.resume)
     return run, args
+
+def _whose_defaults(config:str=None) -> str:
+    "What the defaults that --help shows are those of."
+    if config: return f"The defaults shown are those of the recipe {config}."
+    text, _ = _recipe("world")
+    its = ", ".join(f"{k} {v}" for k, v in yaml.safe_load(text).items() if k != "dataset_name")
+    return f"Without --model_name_or_path, --dataset_name and --config: a small world, three minutes, with settings of its own ({its}). The defaults shown are those for your model and your data."
 
 # %% ../nbs/09_cli.ipynb #cell-007
 def _fresh_folder(base:str, resume:bool) -> str:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'TURN', 'FACTS', 'GREETINGS', 'ASKING', 'POLITE', 'RUDE', 'split_hh', 'Finding', 'BadRows',
-           'load_preferences', 'train_tokenizer', 'tokenize_preferences', 'group_size', 'PreferenceCollator',
-           'packed_mask', 'packed_block_mask', 'world_reward', 'preference_world']
+           'load_preferences', 'train_tokenizer', 'encode_prompt', 'tokenize_preferences', 'group_size',
+           'PreferenceCollator', 'packed_mask', 'packed_block_mask', 'world_reward', 'preference_world']
 
 # %% ../nbs/06_data.ipynb #cell-002
 import atexit
@@ -274,17 +274,32 @@ def train_tokenizer(texts, # an iterable of str
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 # %% ../nbs/06_data.ipynb #cell-027
-def _render(prompt:list, completions:list, columns:list, tokenizer) -> tuple:
-    "(prompt, completions, findings): lists of messages as text; a completion stands without its last EOS, and what follows that."
+def _without_none(x):
+    "Dicts without the keys that hold None, at any depth: Arrow gives every dict of a column all keys of all of them."
+    if isinstance(x, dict): return {k: _without_none(v) for k, v in x.items() if v is not None}
+    return [_without_none(y) for y in x] if isinstance(x, (list, tuple)) else x
+
+def _write(messages:list, # with every key they have
+           tokenizer, # with a chat template
+           tools=None, # a list of them, or that as JSON
+           chat_template_kwargs=None, # a dict, or that as JSON
+           **how) -> str: # options of `apply_chat_template`
+    "Messages as the tokenizer's chat template writes them. Raises `ValueError` where there is no template, and what the template raises."
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the rows are messages, and the tokenizer has no chat template: set tokenizer.chat_template, or write prompts and completions as text")
+    tools, more = (json.loads(x) if isinstance(x, str) else _without_none(x) for x in (tools, chat_template_kwargs))
+    return tokenizer.apply_chat_template(_without_none(messages), tools=tools or None, tokenize=False, **how, **(more or {}))
+
+def _render(prompt:list, completions:list, columns:list, tokenizer, **more) -> tuple:
+    "(prompt, completions, findings): lists of messages as text; a completion stands without its last EOS, and what follows that."
     eos, texts, found = tokenizer.eos_token, [], []
     for column, messages in zip(columns, [prompt, *completions]):
         if any(eos in m["content"] for m in messages): found.append((column, f"the EOS token {eos!r} inside the text"))
     if found: return "", [], found
-    def write(messages, **how): return tokenizer.apply_chat_template(_plain(messages), tokenize=False, **how)
-    try: before, wholes = write(prompt, add_generation_prompt=True), [write(prompt + c) for c in completions]
-    except Exception as e: return "", [], [("prompt", f"the chat template refuses it: {e}")]       # templates raise what they like
+    try: before, wholes = _write(prompt, tokenizer, add_generation_prompt=True, **more), [_write(prompt + c, tokenizer, **more) for c in completions]
+    except Exception as e:
+        if not getattr(tokenizer, "chat_template", None): raise
+        return "", [], [("prompt", f"the chat template refuses it: {e}")]              # templates raise what they like
     for column, whole in zip(columns[1:], wholes):
         if not whole.startswith(before): found.append((column, "the chat template writes the prompt another way when a completion follows")); continue
         said, mark, rest = whole[len(before):].rpartition(eos)
@@ -295,22 +310,48 @@ def _render(prompt:list, completions:list, columns:list, tokenizer) -> tuple:
 # %% ../nbs/06_data.ipynb #cell-030
 def _adds(tokenizer) -> tuple:
     "(begins every text with BOS?, ends it with EOS?)"
-    ids = tokenizer("a")["input_ids"]
-    return len(ids) > 1 and ids[0] == tokenizer.bos_token_id, len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+    ids, alone = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    if len(ids) == len(alone): return False, False
+    begins = ids[0] == tokenizer.bos_token_id
+    return begins, len(ids) > len(alone) + begins and ids[-1] == tokenizer.eos_token_id
+
+def _text_ids(text:str, tokenizer, adds:tuple) -> tuple:
+    "(ids, was one of two BOS left out?) of a text that is to be continued: with the tokenizer's BOS, without its EOS."
+    ids, bos = tokenizer(text)["input_ids"], tokenizer.bos_token_id
+    if adds[1]: ids = ids[:-1]
+    twice = adds[0] and ids[1:2] == [bos]
+    return ids[1:] if twice else ids, twice
+
+def _at_least_one(ids:list, tokenizer) -> list:
+    "An empty prompt is one token, BOS or else EOS: something must predict the first token of a completion."
+    return ids or [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+
+def encode_prompt(prompt, # str, or a list of messages
+                  tokenizer, # a Hugging Face tokenizer; with a chat template for messages
+                  *,
+                  tools=None, # for the chat template: a list of tools, or that as JSON
+                  chat_template_kwargs=None, # for the chat template: a dict, or that as JSON
+                 ) -> list: # of token ids, at least one
+    """A prompt's token ids, the same in training and in sampling: a text with the BOS (one) that the tokenizer puts before it, and without the EOS
+    that it may put after it; messages as the chat template writes them, up to where the assistant speaks. Raises what the template raises."""
+    if isinstance(prompt, str): return _at_least_one(_text_ids(prompt, tokenizer, _adds(tokenizer))[0], tokenizer)
+    text = _write(prompt, tokenizer, tools, chat_template_kwargs, add_generation_prompt=True)
+    return _at_least_one(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer)
 
 def _encode(prompt:str, texts:list, columns:list, tokenizer, chat:bool, adds:tuple, edge:int=32) -> tuple:
     "(prompt's ids, completions' ids without EOS, findings, notes)"
-    eos, bos, found, notes = tokenizer.eos_token_id, tokenizer.bos_token_id, [], []
-    prompt_ids = tokenizer(prompt, add_special_tokens=not chat)["input_ids"]
-    if not chat and adds[1]: prompt_ids = prompt_ids[:-1]
-    if not chat and adds[0] and prompt_ids[1:2] == [bos]: prompt_ids, notes = prompt_ids[1:], ["bos"]
+    eos, found, notes = tokenizer.eos_token_id, [], []
+    if chat: prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    else:
+        prompt_ids, twice = _text_ids(prompt, tokenizer, adds)
+        if twice: notes = ["bos"]
     texts_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     tail = prompt[-edge:]
     if tail and any(_quick(tokenizer, tail + text[:edge]) != _quick(tokenizer, tail) + _quick(tokenizer, text[:edge]) for text in texts): notes.append("joint")
     for column, ids in zip(columns, [[] if chat else prompt_ids[adds[0]:], *texts_ids]):
         if eos in ids: found.append((column, f"the EOS token {tokenizer.eos_token!r} inside the text"))
         elif column != "prompt" and not ids: found.append((column, "no tokens: the tokenizer knows nothing of it"))
-    return prompt_ids or [eos if bos is None else bos], texts_ids, found, notes        # something must predict the first token
+    return _at_least_one(prompt_ids, tokenizer), texts_ids, found, notes
 
 def _quick(tokenizer, text:str) -> list:
     "Token ids, without the wrapper that takes longer than a short text."
