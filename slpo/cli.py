@@ -34,11 +34,11 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .data import _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
+from .data import ROW, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
 from .dpo import preference_accuracy
 from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
+from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _LOSS_DEFAULTS, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -248,7 +248,7 @@ def _fresh_folder(base:str, resume:bool) -> str:
 def _sft_rows(rows:Dataset, targets:str) -> Dataset:
     "All rows, or of each prompt the row that stands last in the data."
     if rows is None or targets == "all": return rows
-    last = {_key(prompt): i for _, i, prompt in sorted(zip(rows["row"], range(len(rows)), rows["prompt"]))}
+    last = {_key(prompt): i for _, i, prompt in sorted(zip(rows[ROW], range(len(rows)), rows["prompt"]))}
     return rows.select(sorted(last.values()))
 
 def _count(n:int, word:str="row") -> str: return f"{n:,} {word}{'' if n == 1 else 's'}"
@@ -256,7 +256,7 @@ def _count(n:int, word:str="row") -> str: return f"{n:,} {word}{'' if n == 1 els
 def _load_split(run:RunArguments, args:SLPOConfig, split:str) -> Dataset:
     "The rows of a split in the order of the seed, with their numbers, which messages name."
     rows = load_preferences(run.dataset_name, split, args.on_bad_rows, sft=args.loss_type == "sft")
-    rows = rows.add_column("row", range(len(rows))).shuffle(seed=args.seed)
+    rows = rows.add_column(ROW, range(len(rows))).shuffle(seed=args.seed)
     return _sft_rows(rows, run.sft_targets) if args.loss_type == "sft" else rows
 
 def _load_data(run:RunArguments, args:SLPOConfig) -> tuple:
@@ -327,7 +327,7 @@ def _tokenized_rows(rows:Dataset, tokenizer, args:SLPOConfig) -> tuple:
     with args.main_process_first(desc="tokenising"): groups = _tokenized(rows, tokenizer, args)
     if len(groups) < len(rows):
         kept = set(groups["row"])
-        rows = rows.select([i for i, row in enumerate(rows["row"]) if row in kept])
+        rows = rows.select([i for i, row in enumerate(rows[ROW]) if row in kept])
     return rows, groups
 
 def _extras(rows:Dataset) -> list:
@@ -482,13 +482,13 @@ def _write_run(out:Path, metrics:dict, test:Dataset):
     "metrics.json and the rows that were evaluated on."
     (out/"metrics.json").write_text(json.dumps(metrics, indent=1, default=str) + "\n", encoding="utf-8")
     if test is None: return
-    lines = [json.dumps({k: v for k, v in row.items() if k != "row"}) + "\n" for row in test]
+    lines = [json.dumps({k: v for k, v in row.items() if k != ROW}) + "\n" for row in test]
     (out/"held_out.jsonl").write_text("".join(lines), encoding="utf-8")
 
 def _sft_stage(run, args, model, tokenizer, data, test) -> tuple:
     "(the model, what metrics.json says of it) of supervised fine-tuning on rows of text, or groups of token ids."
     changes = dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
-                   per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft")
+                   per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft", **_LOSS_DEFAULTS)
     stage = _stage("sft", model, tokenizer, args, data, test, **changes if args.loss_type != "sft" else {})
     def held_out_loss(): return stage.evaluate()["eval_loss"] if test is not None else None
     first = held_out_loss()
@@ -661,7 +661,7 @@ def _read_answers(path:str) -> list:
 def _eval_rows(a:EvalArguments) -> Dataset:
     split = a.dataset_split or ("train" if Path(a.dataset_name).is_file() else "test")
     rows = load_preferences(a.dataset_name, split, a.on_bad_rows)
-    return rows.add_column("row", range(len(rows))).shuffle(seed=a.seed).select(range(min(a.eval_size, len(rows))))
+    return rows.add_column(ROW, range(len(rows))).shuffle(seed=a.seed).select(range(min(a.eval_size, len(rows))))
 
 def _chosen_text(row:dict) -> str:
     best = _to_group(row)[1][0]

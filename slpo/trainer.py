@@ -10,6 +10,7 @@ __all__ = ['logger', 'LOSSES', 'SLPOConfig', 'torch_dtype', 'check_model_files',
 import copy
 import difflib
 import hashlib
+import io
 import json
 import logging
 import math
@@ -40,7 +41,8 @@ from torch.utils.data import RandomSampler
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType, TrainOutput
+from transformers.training_args import OptimizerNames
 from transformers.utils import cached_file
 
 from .data import PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
@@ -54,19 +56,55 @@ logger = logging.getLogger("slpo")
 # %% ../nbs/07_trainer.ipynb #cell-004
 LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
 
+_KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
+
 def _check_settings(args):
-    "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense."
+    "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense or have no effect."
     if args.loss_type == "sigmoid": args.loss_type = "dpo"
+    for name, allowed in (("loss_type", LOSSES), ("on_bad_rows", ("raise", "drop")), ("truncation_mode", ("keep_end", "keep_start")), ("completion_tokens", ("joint", "apart"))):
+        _check_choice(args, name, allowed)
+    for name in ("alpha", "beta", "anchor", "label_smoothing"): setattr(args, name, _number(name, getattr(args, name)))
+    if args.temperature != "length": args.temperature = _number("temperature", args.temperature, 0, strict=True, also=" or 'length'")
     if args.preset is not None: _apply_preset(args)
-    if args.temperature != "length": args.temperature = _number("temperature", args.temperature)
-    for name, allowed in (("loss_type", LOSSES), ("form", tuple(FORMS)), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
-                          ("truncation_mode", ("keep_end", "keep_start"))):
-        if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
-    if args.eval_examples is not None and not args.eval_examples > 0: raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
+    for name, allowed in (("form", tuple(FORMS)), ("target", ("mass", "ratio"))): _check_choice(args, name, allowed)
     for name, low, high in (("alpha", 0, 1), ("label_smoothing", 0, .5), ("anchor", 0, math.inf), ("head_budget_mb", 0, math.inf)):
-        if not low <= getattr(args, name) <= high: raise ValueError(f"{name}={getattr(args, name)}: expected a number from {low} to {high}")
-    if not args.beta > 0: raise ValueError(f"beta={args.beta}: expected a positive number")
+        setattr(args, name, _number(name, getattr(args, name), low, high, most_is_infinite=name == "head_budget_mb"))
+    _number("beta", args.beta, 0, strict=True)
     if args.remove_unused_columns: raise ValueError("remove_unused_columns=True would take away what the collator needs")
+    _check_effect(args)
+
+def _check_choice(args, name:str, allowed:tuple):
+    if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
+
+def _number(name:str, value, low:float=-math.inf, high:float=math.inf, strict:bool=False, also:str="", most_is_infinite:bool=False) -> float:
+    "A number, or a word for one, as a float. `strict`: `low` itself is not allowed. Raises `ValueError`, naming the setting."
+    try: number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError): number = math.nan
+    inside = low < number <= high if strict else low <= number <= high
+    if inside and (math.isfinite(number) or most_is_infinite): return number
+    if strict: expected = "a positive number"
+    elif high < math.inf: expected = f"a number from {low:g} to {high:g}"
+    elif low > -math.inf: expected = f"a number, {low:g} or above"
+    else: expected = "a number"
+    raise ValueError(f"{name}={value!r}: expected {expected}{also}")
+
+def _whole(name:str, value, low:int):
+    "Raise `ValueError`, naming the setting, unless it is a whole number, `low` or above."
+    if isinstance(value, bool) or not isinstance(value, int) or value < low: raise ValueError(f"{name}={value!r}: expected a whole number, {low} or above")
+
+def _check_effect(args):
+    "Raise `ValueError` for a setting of a loss that is not the one trained with: it would have no effect."
+    if type(args) is not SLPOConfig: return                                  # its subclass may belong to a loss of its own
+    if args.label_smoothing_factor:
+        raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} belongs to transformers' own loss and has no effect here: label_smoothing is conservative DPO's (loss_type='dpo')")
+    if args.loss_type == "sft" and args.preset is not None: return           # the stage before the one it is for
+    defaults = {f.name: f.default for f in fields(args)}
+    for name in dict.fromkeys(" ".join(_KNOBS.values()).split()):
+        users = [loss for loss, names in _KNOBS.items() if name in names.split()]
+        value = getattr(args, name)
+        if args.loss_type in users or value == defaults[name]: continue
+        raise ValueError(f"{name}={value!r} has no effect with loss_type={args.loss_type!r}: it belongs to {', '.join(users)}. Leave it out, or choose one of these "
+                         "(a loss of your own that takes it: give it a subclass of SLPOConfig)")
 
 def _apply_preset(args):
     "Give the loss the settings of a preset. Raises `ValueError` where another setting was asked for as well."
@@ -82,15 +120,59 @@ def _apply_preset(args):
     if args.preset == "main" and args.temperature == "length":
         raise ValueError("preset='main' takes one number as temperature for all completions, from you: set temperature")
 
-def _number(name, value) -> float:
-    try: number = float(value)
-    except ValueError: number = -1.
-    if not 0 < number < math.inf: raise ValueError(f"{name}={value!r}: expected a positive number or 'length'")
-    return number
-
 def _knob(default, help): return field(default=default, metadata={"help": help})
 
 def _gpu_has_bf16() -> bool: return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+# %% ../nbs/07_trainer.ipynb #cell-264
+_WORDS = {"eval_strategy": IntervalStrategy, "logging_strategy": IntervalStrategy, "save_strategy": SaveStrategy, "lr_scheduler_type": SchedulerType,
+          "optim": OptimizerNames, "hub_strategy": HubStrategy}
+
+def _check_words(args):
+    "Before transformers reads them: raise `ValueError`, naming the setting, for words that it does not know."
+    for f in fields(args):
+        value = getattr(args, f.name)
+        yes_or_no = str(f.type) in ("<class 'bool'>", "bool | None") and not isinstance(f.default, str)
+        if yes_or_no and not (value is None or value in (0, 1)):
+            raise ValueError(f"{f.name}={value!r}: expected True or False")
+    for name, words in _WORDS.items():
+        value, known = getattr(args, name), [w.value for w in words]
+        if value in known or value in list(words): continue
+        hint = "; YAML reads a bare no as False: write 'no', in quotes" if value is False and "no" in known else ""
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}{hint}")
+
+def _check_run(args):
+    "Raise `ValueError`, naming the setting, for a run that could not be trained as it was asked for."
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "row_length"): _whole(name, getattr(args, name), 1)
+    for name in ("max_prompt_length", "max_completion_length", "dataset_num_proc", "pad_to_multiple_of", "precompute_ref_batch_size"):
+        if getattr(args, name) is not None: _whole(name, getattr(args, name), 1)
+    if args.max_length is not None: _whole("max_length", args.max_length, 0)
+    if idle := [name for name in ("max_prompt_length", "max_completion_length") if getattr(args, name) is not None and not args.max_length]:
+        raise ValueError(f"{idle[0]}={getattr(args, idle[0])} has no effect without max_length: it says where to cut what is longer than that")
+    for name in ("seed", "data_seed"):
+        if getattr(args, name) is not None: _whole(name, getattr(args, name), 0)
+    _whole("dataloader_num_workers", args.dataloader_num_workers, 0)
+    for name in ("learning_rate", "weight_decay", "adam_epsilon"): setattr(args, name, _number(name, getattr(args, name), 0))
+    if args.max_grad_norm is not None: args.max_grad_norm = _number("max_grad_norm", args.max_grad_norm, 0)
+    for name in ("adam_beta1", "adam_beta2"): setattr(args, name, _number(name, getattr(args, name), 0, 1))
+    args.num_train_epochs = _number("num_train_epochs", args.num_train_epochs)
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ValueError(f"num_train_epochs={args.num_train_epochs:g}, max_steps={args.max_steps}: nothing would be trained; one of them must be positive")
+    if args.save_strategy == "steps" and not args.save_steps > 0: raise ValueError(f"save_steps={args.save_steps}: expected a positive number, or save_strategy='no'")
+    if args.eval_examples is not None and not args.eval_examples > 0: raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
+    for name in ("dispatch_batches", "split_batches"):
+        if getattr(args.accelerator_config, name): raise ValueError(f"accelerator_config: {name}=True cuts a batch by its rows, which groups share: leave it out, each process then makes batches of its own")
+    if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+        raise ValueError(f"train_sampling_strategy={str(args.train_sampling_strategy)!r} is not supported: packed rows have one length anyway; use random or sequential")
+    if args.parallelism_config is not None: raise ValueError("parallelism_config is not supported: groups would be cut across processes. Data parallel runs, FSDP and DeepSpeed need none")
+    _check_optimizer(args)
+
+def _check_optimizer(args):
+    "Raise `ValueError` where the optimizer is not installed."
+    try: Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError, RuntimeError) as e:
+        if "pass a `model`" in str(e): return                                # installed; asked for again with the model
+        raise ValueError(f"optim={str(getattr(args.optim, 'value', args.optim))!r}: {' '.join(str(e).split())}") from e
 
 # %% ../nbs/07_trainer.ipynb #cell-005
 @dataclass
@@ -112,9 +194,10 @@ class SLPOConfig(TrainingArguments):
     preset: str | None = _knob(None, "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
-    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
+    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut (without max_length: always), tokens; None: only completions are cut.")
     max_completion_length: int | None = _knob(None, "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.")
     truncation_mode: str = _knob("keep_end", "Which end of a prompt to keep: keep_end | keep_start.")
+    completion_tokens: str = _knob("joint", "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.")
     on_bad_rows: str = _knob("raise", "What to do with rows that cannot be trained on: raise | drop.")
     precompute_ref_log_probs: bool = _knob(True, "Compute reference log-probabilities once, before training, and keep no reference model.")
     precompute_ref_batch_size: int | None = _knob(None, "Groups per batch for that; None: the evaluation batch size.")
@@ -131,14 +214,18 @@ class SLPOConfig(TrainingArguments):
     model_init_kwargs: dict | str | None = _knob(None, "Arguments of from_pretrained, as JSON, for a model given by name.")
 
     def __post_init__(self):
+        _check_words(self)
         if self.bf16 is None: self.bf16 = not (self.fp16 or self.use_cpu) and _gpu_has_bf16()
         if self.bf16 and not torch.accelerator.is_available(): self.use_cpu = True       # transformers wants to be told
         if self.eval_examples: self.eval_strategy = "steps"
         super().__post_init__()
+        _check_settings(self)
+        _check_run(self)
         if self.eval_examples: self.eval_steps = max(round(self.eval_examples/(self.train_batch_size*self.gradient_accumulation_steps*self.world_size)), 1)
         if self.accelerator_config.dispatch_batches is None: self.accelerator_config.dispatch_batches = False    # a packed batch cannot be sliced by its rows
-        _check_settings(self)
         if not torch.cuda.is_available(): self.dataloader_pin_memory = False            # pinning needs an accelerator
+
+_LOSS_DEFAULTS = {f.name: f.default for f in fields(SLPOConfig) if f.name in ("preset", *" ".join(_KNOBS.values()).split())}     # for a stage with another loss
 
 # %% ../nbs/07_trainer.ipynb #cell-007
 def _metrics(logps, ref_logps, ranks, beta:float) -> dict:
@@ -205,14 +292,13 @@ def _close_name(path:Path) -> str:
 _LFS = b"version https://git-lfs.github.com/spec/"
 _VOCABULARIES = ("tokenizer.json", "tekken.json", "*.model", "*vocab*", "*.tiktoken", "bpe.codes", "dict.txt", "tokenization_*.py")
 
-def _check_pointers(what:str, folder:Path):
-    "Raise `ValueError` for Git LFS pointers in place of files."
-    def is_pointer(path):
-        if not path.is_file() or path.stat().st_size > 1024: return False
-        return path.read_bytes().startswith(_LFS)
-    if pointers := [p.name for p in sorted(folder.iterdir()) if is_pointer(p)]:
-        raise ValueError(f"{what} {folder}: {', '.join(pointers[:4])} {'is a' if len(pointers) == 1 else 'are'} Git LFS "
-                         f"{'pointer' if len(pointers) == 1 else 'pointers'}, not the file itself: run `git lfs pull` where it was cloned, or download the model anew")
+def _check_pointers(what:str, folder:Path, paths):
+    "Raise `ValueError` for Git LFS pointers in place of these files; others of a clone may well be left as pointers."
+    def is_pointer(path): return path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS)
+    if found := sorted({p.name for p in paths if is_pointer(p)}):
+        many = len(found) > 1
+        raise ValueError(f"{what} {folder}: {', '.join(found[:4])} {'are Git LFS pointers' if many else 'is a Git LFS pointer'}, not the {'files themselves' if many else 'file itself'}: "
+                         "run `git lfs pull` where it was cloned, or download the model anew")
 
 def _adapter_message(what:str, name, base:str) -> str:
     return (f"{what} {name} is an adapter of {base or 'a base model that it does not name'}, not a model. Merge the two, "
@@ -236,17 +322,26 @@ def _check_config(what:str, folder:Path):
     else: todo = ": give the folder that save_pretrained wrote"
     raise FileNotFoundError(f"{what} {folder}: no config.json in it ({_listing(folder)}){todo}")
 
+def _weight_files(folder:Path) -> list:
+    "The files of weights that transformers would read, or whatever of this kind is there."
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+        path = folder/name
+        if not path.is_file(): continue
+        if path.suffix != ".json": return [path]
+        return sorted({folder/shard for shard in json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()})
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
 def _check_weights(what:str, folder:Path):
     "Raise where weights are missing or broken: `FileNotFoundError`, or `ValueError`."
-    for index in folder.glob("*.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        if missing := sorted(s for s in shards if not (folder/s).is_file()):
-            raise FileNotFoundError(f"{what} {folder}: {len(missing)} of the {len(shards)} files of weights in {index.name} are missing, the first is {missing[0]}: copy or download them")
-    tensors = sorted(folder.glob("*.safetensors"))
-    if not tensors and not any(folder.glob("*.bin")):
+    paths = _weight_files(folder)
+    if not paths:
         adapter = " It is an adapter beside a config.json." if (folder/"adapter_config.json").is_file() else ""
-        raise FileNotFoundError(f"{what} {folder}: no weights (*.safetensors or *.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?")
-    for path in tensors:
+        raise FileNotFoundError(f"{what} {folder}: no weights (model.safetensors or pytorch_model.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?")
+    if missing := [p.name for p in paths if not p.is_file()]:
+        raise FileNotFoundError(f"{what} {folder}: {len(missing)} of the {len(paths)} files of weights that its index names are missing, the first is {missing[0]}: copy or download them")
+    _check_pointers(what, folder, paths)
+    for path in paths:
+        if path.suffix != ".safetensors": continue
         try:
             with safe_open(path, "pt"): pass
         except SafetensorError as e:
@@ -279,7 +374,7 @@ def check_model_files(name, # folder or hub id of a causal language model
     if path.is_dir():
         path = path/hub.get("subfolder", "")
         if not path.is_dir(): raise FileNotFoundError(f"{what} {name}: no sub-folder {hub['subfolder']} in it ({_listing(Path(name).expanduser())})")
-        _check_pointers(what, path)
+        _check_pointers(what, path, [path/"config.json", path/"generation_config.json", path/(gguf_file or "config.json")])
         if gguf_file:
             if not (path/gguf_file).is_file(): raise FileNotFoundError(f"{what} {name}: no {gguf_file} in it ({_listing(path)})")
             return
@@ -357,8 +452,9 @@ def check_tokenizer_files(name, # folder or hub id
     if not path.is_dir():
         if _is_path(str(name)): raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
         return
-    _check_pointers(what, path)
-    if gguf_file or any(p for pattern in _VOCABULARIES for p in path.glob(pattern)): return
+    words = [p for pattern in _VOCABULARIES for p in path.glob(pattern)]
+    _check_pointers(what, path, [*words, path/"tokenizer_config.json"])
+    if gguf_file or words: return
     if (path/"tokenizer_config.json").is_file():                                               # a tokenizer of bytes needs no more
         try: tokenizer = AutoTokenizer.from_pretrained(str(path))
         except Exception as e: raise FileNotFoundError(_no_tokenizer(what, name, _first_line(e))) from e
@@ -622,7 +718,7 @@ def _extent_of(datasets:list, most:float) -> _Extent:
             found = found.joined(_Extent(most, most))
             continue
         for i, (prompt, completions) in enumerate(_lengths(d)):
-            sizes = dict(row=prompt + max(completions), group=prompt + sum(completions), prompt=prompt)
+            sizes = dict(row=prompt + max(completions, default=0), group=prompt + sum(completions), prompt=prompt)
             for kind, n in sizes.items():
                 if n > longest.get(kind, (0,))[0]: longest[kind] = n, d, i
     for kind in ("row", "group"): setattr(found, kind, max(getattr(found, kind), longest.get(kind, (0,))[0]))
@@ -647,7 +743,9 @@ def _out_of_reach(config, row:float) -> str:
 def _placed(model, device):
     "A model on another device for a while: FSDP and DeepSpeed place it later, a reference has not been placed yet."
     home = model.device
-    if home != device: model.to(device)
+    try:
+        if home != device: model.to(device)
+    except torch.OutOfMemoryError: model.to(home)                                              # whole, it is too large
     try: yield
     finally:
         if home != device: model.to(home)
@@ -708,9 +806,10 @@ def _check_positions(name:str, model, extent:_Extent):
 
 # %% ../nbs/07_trainer.ipynb #cell-017
 def _tokenized(dataset, tokenizer, args):
-    if dataset is None or "completion_ids" in (dataset.column_names or ()): return dataset
+    if dataset is None: return None
     return tokenize_preferences(dataset, tokenizer, max_length=args.max_length or None, max_prompt_length=args.max_prompt_length,
-                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
+                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode,
+                                completion_tokens=args.completion_tokens, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
                                 num_proc=args.dataset_num_proc)
 
 
@@ -906,7 +1005,7 @@ def _read_kept(path:Path, total:int):
             return flat
         else:
             why = "not all of its numbers are finite"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError, MemoryError) as e:
         why = str(e).split("\n")[0] or type(e).__name__
@@ -916,8 +1015,10 @@ def _write_kept(path:Path, flat):
     "Write a file of reference log-probabilities, whole or not at all."
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.npy")                                    # a killed run leaves no half file under the name
+    content = io.BytesIO()                                                                   # np.save into a file does not see that its last part finds no room
+    np.save(content, flat)
     try:
-        np.save(unfinished, flat)
+        unfinished.write_bytes(content.getvalue())
         unfinished.replace(path)
     finally:
         with suppress(OSError):
@@ -1191,7 +1292,7 @@ def compute_loss(self:SLPOTrainer, model, inputs, return_outputs=False, num_item
         if not self._sft: self._check_start(logps.detach(), ref_logps, inputs)
     losses, metrics = self._losses(inputs, logps, ref_logps)
     if not losses.isfinite().all(): raise FloatingPointError(self._stopped("the loss", inputs["rows"][~losses.isfinite()].tolist()))
-    self._count("train" if training else "eval", {**metrics, "loss": losses.detach()})
+    self._count("train" if training else "eval", {**metrics, "loss": losses.detach()}, inputs["rows"])
     loss = losses.sum()/(len(losses) if num_items_in_batch is None else num_items_in_batch/self.args.world_size)
     outputs = torch.stack([metrics[f"logratios/{k}"] for k in ("chosen", "rejected")], -1) if not self._sft else logps.detach()[:, None]
     return (loss, outputs) if return_outputs else loss
@@ -1217,12 +1318,48 @@ def _get_train_sampler(self:SLPOTrainer, train_dataset=None):
     if n < step: raise ValueError(f"dataloader_drop_last=True leaves nothing: {n} groups are fewer than the {step} of one optimizer step")
     return RandomSampler(sampler.data_source, num_samples=n//step*step)
 
+_NOT_COUNTED = -1                                                            # in place of a row's number
+
+class _FilledUp(torch.utils.data.IterableDataset):
+    "A stream whose last batch is as full as the others: with copies of its first row, which are not counted."
+    def __init__(self, rows, # a stream of groups
+                 size:int): # groups in a batch, over all processes
+        self.rows, self.size = rows, size
+
+    def __iter__(self):
+        n, first = 0, None
+        for row in self.rows:
+            n += 1
+            if first is None: first = row
+            yield row
+        for _ in range(-n % self.size): yield {**first, "row": _NOT_COUNTED}
+
+    def set_epoch(self, epoch):
+        if hasattr(self.rows, "set_epoch"): self.rows.set_epoch(epoch)
+
+@patch
+def _eval_dataloader(self:SLPOTrainer, original, dataset):
+    "What `original` gives with every row: `dataloader_drop_last` is for training, and processes that share a stream share whole batches."
+    args, given = self.args, dataset
+    if dataset is None: dataset = self.eval_dataset
+    elif isinstance(dataset, str): dataset = self.eval_dataset[dataset]
+    streamed = isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset))
+    if streamed and args.world_size > 1: given = _FilledUp(dataset, args.eval_batch_size*args.world_size)
+    before = args.dataloader_drop_last, args.dataloader_persistent_workers
+    args.dataloader_drop_last = False
+    if given is not None and not isinstance(given, str): args.dataloader_persistent_workers = False     # transformers would take the loader of another data set
+    try: return original(self, given)
+    finally: args.dataloader_drop_last, args.dataloader_persistent_workers = before
+
 @patch
 def get_eval_dataloader(self:SLPOTrainer, eval_dataset=None):
-    "As in transformers, with every row: `dataloader_drop_last` is for training."
-    drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-    try: return Trainer.get_eval_dataloader(self, eval_dataset)
-    finally: self.args.dataloader_drop_last = drop
+    "As in transformers, with every row once."
+    return self._eval_dataloader(Trainer.get_eval_dataloader, eval_dataset)
+
+@patch
+def get_test_dataloader(self:SLPOTrainer, test_dataset):
+    "As in transformers, with every row once."
+    return self._eval_dataloader(Trainer.get_test_dataloader, test_dataset)
 
 # %% ../nbs/07_trainer.ipynb #cell-029
 if not hasattr(Trainer, "_get_grad_norm"):                                   # or gradients would go unchecked without a word
@@ -1285,10 +1422,13 @@ def _get_grad_norm(self:SLPOTrainer, model, grad_norm=None):
 
 # %% ../nbs/07_trainer.ipynb #cell-030
 @patch
-def _count(self:SLPOTrainer, mode:str, values:dict):
+def _count(self:SLPOTrainer, mode:str, values:dict, rows):
     "Add (B,) values to the sums and counts."
     table = torch.stack([x.double() for x in values.values()], -1)
-    if mode == "eval": table = self.accelerator.gather_for_metrics(table)                      # every row once
+    if mode == "eval":                                                                         # every row once
+        table, rows = self.accelerator.gather_for_metrics((table, rows))
+        self._counted = rows != _NOT_COUNTED
+        table = table[self._counted]
     known = table.isfinite()                                                                   # a target at -inf has no gap
     for key, *sum_and_count in zip(values, table.where(known, 0.).sum(0).tolist(), known.sum(0).tolist()):
         self._sums[mode][key] = np.add(self._sums[mode][key], sum_and_count)
@@ -1314,9 +1454,16 @@ def log(self:SLPOTrainer, logs, start_time=None):
     Trainer.log(self, logs, start_time)
 
 @patch
+def _gather_counted(self:SLPOTrainer, values, **how):
+    "What all processes have, of the batch that was counted last."
+    values = self.accelerator.gather_for_metrics(values, **how)
+    return values[self._counted] if len(values) == len(self._counted) else values
+
+@patch
 def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
     "As in transformers, with every metric a mean over groups."
     self._sums["eval"].clear()
+    if self.args.world_size > 1: self.gather_function = self._gather_counted
     output = Trainer.evaluation_loop(self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
     output.metrics.update(self._take_means("eval", f"{metric_key_prefix}_"))
     return output
@@ -1408,7 +1555,6 @@ def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1
 
 # %% ../nbs/07_trainer.ipynb #cell-036
 _METHODS = {"slpo": "SLPO (Ho 2025)", "slpo_sample": "SLPO, sample-mass form", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
-_KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
 _ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length max_completion_length truncation_mode seed bf16 fp16"
 
 @patch

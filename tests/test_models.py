@@ -93,10 +93,11 @@ MODELS = {
     "models in sub-folders": (only_checkpoints, ["no config.json", "models are in", "checkpoint-8"]),
     "an adapter": (adapter, ["is an adapter of some/base", "merge_and_unload"]),
     "weights that are a pointer": (write("model.safetensors", POINTER), ["model.safetensors is a Git LFS pointer", "git lfs pull"]),
-    "a tokenizer that is a pointer": (write("tokenizer.json", POINTER), ["tokenizer.json is a Git LFS pointer", "git lfs pull"]),
     "no weights": (take("model.safetensors"), ["no weights", "it holds config.json"]),
+    "weights of an adapter alone": (lambda folder: [take("model.safetensors")(folder), write("adapter_config.json", "{}")(folder), write("adapter_model.safetensors", "")(folder)], ["no weights", "It is an adapter beside"]),
+    "what a trainer keeps, without weights": (lambda folder: [take("model.safetensors")(folder), write("training_args.bin", "")(folder), write("optimizer.bin", "")(folder)], ["no weights"]),
     "weights cut short": (cut_short, ["model.safetensors is broken", "bytes"]),
-    "a shard missing": (a_shard_is_missing, ["1 of the 2 files of weights", "model-00002-of-00002.safetensors"]),
+    "a shard missing": (a_shard_is_missing, ["1 of the 2 files of weights that its index names", "model-00002-of-00002.safetensors"]),
 }
 
 
@@ -110,6 +111,16 @@ def test_a_model_folder_that_is_not_whole(case, saved, tmp_path, monkeypatch):
                  lambda: trainer(tiny(), tmp_path/"out", ref_model=str(folder))):
         with pytest.raises((ValueError, FileNotFoundError)) as e: call()
         for words in (str(folder), *wanted): assert words in str(e.value), str(e.value)
+
+
+def test_of_a_clone_only_what_is_read_must_be_there(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path/"mine")
+    for name in ("pytorch_model.bin", "flax_model.msgpack", "figure.png", "consolidated.safetensors"): write(name, POINTER)(folder)
+    load_model(folder); load_tokenizer(folder)
+    write("tokenizer.json", POINTER)(folder)
+    for call in (lambda: load_tokenizer(folder), lambda: trainer(str(folder), tmp_path/"out", words=None)):
+        with pytest.raises(ValueError, match="mine: tokenizer.json is a Git LFS pointer.*git lfs pull"): call()
+    load_model(folder)
 
 
 @pytest.mark.parametrize("name,wanted", [("/nowhere/llama", "no such folder"), ("./mine", "no such folder"), ("~/no-such-model", "no such folder"), ("runs/mine/sft", "no such folder"),
