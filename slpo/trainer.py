@@ -976,11 +976,14 @@ def _stay_trainable(model):
 def _precomputes(self:SLPOTrainer, dataset) -> bool:
     return self.args.precompute_ref_log_probs and not isinstance(dataset, IterableDataset)
 
+def _has_reference(dataset) -> bool:
+    return dataset is not None and "ref_logps" in (dataset.column_names or ())
+
 @patch
 def _set_reference(self:SLPOTrainer, ref_model):
     "Reference log-probabilities as a column of every data set, or a reference for each step."
-    self.ref_model, self._start = None, None
-    self._starts_at_reference, self._keeps, self._said_random = ref_model is None, True, False
+    self.ref_model, self._start, self._keeps, self._said_random = None, None, True, False
+    self._starts_at_reference = ref_model is None and not _has_reference(self.train_dataset)
     if self._sft: return
     if self._shared_out(): self._check_shares()
     elif ref_model is None and _is_adapted(self.model):
@@ -990,14 +993,18 @@ def _set_reference(self:SLPOTrainer, ref_model):
     many, stays = isinstance(self.eval_dataset, dict), False
     def known(d):
         nonlocal stays
-        if d is None: return d
-        if "ref_logps" in (d.column_names or ()): self._starts_at_reference = False; return d
+        if d is None or _has_reference(d): return d
         if not self._precomputes(d): stays = True; return d
         return d.add_column("ref_logps", self._kept_logps(d, ref_model))
     self.train_dataset = known(self.train_dataset)
     evals = self.eval_dataset
     self.eval_dataset = {k: known(d) for k, d in evals.items()} if many else known(evals)
-    if not stays: return
+    if stays: self._keep_reference(ref_model)
+    elif self._start is not None: self._start = [(p, data.cpu()) for p, data in self._start]
+
+@patch
+def _keep_reference(self:SLPOTrainer, ref_model):
+    "A reference for each step: the one that was given, adapters' starts, or a copy of the model."
     if self._shared_out():
         raise ValueError("with FSDP or DeepSpeed no second model is kept: use "
                          "precompute_ref_log_probs=True and a data set that is not streamed")
@@ -1041,7 +1048,7 @@ def _reference(self:SLPOTrainer):
 def _with_reference(self:SLPOTrainer, dataset):
     """Groups of token ids that come later, with a column `ref_logps`, nats, unless each step
     computes its own. Raises `ValueError` where the reference is gone."""
-    if self._sft or dataset is None or "ref_logps" in (dataset.column_names or ()):
+    if self._sft or dataset is None or _has_reference(dataset):
         return dataset
     with self._reference() as model:
         if not self._precomputes(dataset):
