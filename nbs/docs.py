@@ -64,6 +64,11 @@ def output(out, name, names, figures):
     return f"~~~~{{ .text .output }}\n{data['text/plain'].rstrip()}\n~~~~"
 
 
+def listing(code, title=""):
+    "Code as Markdown. It is not searched: names lead to the API, words to the prose."
+    return f"~~~~{{ .python{title} data-search-exclude='' }}\n{code}\n~~~~"
+
+
 def page(name, cells, names, figures):
     "A notebook as Markdown. Hidden cells are left out, directives are cut, exported cells say where they go."
     parts, module = ["---\nsearch:\n  boost: 2\n---"]*name.startswith("2"), exported(cells)                    # guides come first in a search; code is not searched
@@ -73,7 +78,7 @@ def page(name, cells, names, figures):
         if cell["cell_type"] != "code" or re.match(r"#\| (hide|default_exp)", source): continue
         title = f' title="slpo.{module}"' if source.startswith("#| export") else ""
         code = re.sub(r"^#\| .*\n?", "", source, flags=re.M).strip("\n")
-        if code and not source.startswith("#| echo: false"): parts.append(f"<div id=\"{cell['id']}\"></div>\n\n~~~~{{ .python{title} data-search-exclude="" }}\n{code}\n~~~~")
+        if code and not source.startswith("#| echo: false"): parts += [f'<div id="{cell["id"]}"></div>', listing(code, title)]
         if re.search(r"^knobs\(", code, flags=re.M): parts.append("*In JupyterLab, sliders appear here once all cells have run.*\n{ .note }")
         parts += [output(out, f"{name}-{cell['id']}-{i}", names, figures) for i, out in enumerate(cell["outputs"])]
     return "\n\n".join([*parts, f"[This page as a notebook]({name}.ipynb)\n{{ .note }}"])

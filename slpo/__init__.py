@@ -6,10 +6,10 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "logps": "log1mexp sequence_logps",
-    "dpo": "dpo_loss ipo_loss",
+    "dpo": "dpo_loss ipo_loss preference_accuracy",
     "mass": "mass_targets transport",
     "ybar": "ybar_logp ybar_logp_tree",
-    "loss": "slpo_loss slpo_sample_loss",
+    "loss": "PRESETS slpo_loss slpo_sample_loss",
     "data": "split_hh load_preferences preference_world world_reward BadRows PreferenceCollator",
     "trainer": "Interrupted SLPOConfig SLPOTrainer",
     "evaluate": "Judge SampleTable judge_win_rate sample_kl",

@@ -54,7 +54,7 @@ def _log_targets(ref_logps:Tensor, alpha, target:str, ranks:Tensor) -> Tensor:
 
 def mass_targets(ref_logps:Tensor, # (B,K) log π_ref(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
                  *,
-                 alpha=0.5, # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
+                 alpha, # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
                  target:str="mass", # "mass" (the paper's) | "ratio" (length-neutral)
                  ranks:Tensor=None, # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
                 ) -> Tensor: # (B,K) log q_k, nats, <= 0; -inf where all of a completion's mass was moved away

@@ -34,12 +34,19 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     settings = {k: json.loads(v) for k, v in (p.split("=", 1) for p in pairs)}
     evaluate_first = settings.pop("evaluate_first", False)
+    streamed, more = settings.pop("streamed_eval", False), {}
+    if streamed: settings["precompute_ref_log_probs"] = False
     trainer = make(out, **settings)
+    if streamed:                                             # in one shard, in five, and fewer rows than a batch
+        rows, seen = trainer.eval_dataset, []
+        trainer.compute_metrics = lambda p: seen.append(len(p.predictions)) or {"predictions": len(p.predictions)}
+        trainer.eval_dataset = {"one": rows.to_iterable_dataset(), "five": rows.to_iterable_dataset(num_shards=5), "few": rows.select(range(3)).to_iterable_dataset()}
+        more["predicted"] = len(trainer.predict(trainer.eval_dataset["one"]).predictions)
     if evaluate_first: trainer.evaluate()
     trained = trainer.train(resume_from_checkpoint=True)
     evaluated = trainer.evaluate()
     if trainer.is_world_process_zero():
         torch.save(weights(trainer), Path(out)/"weights.pt")
-        (Path(out)/"result.json").write_text(json.dumps({"loss": trained.training_loss, "eval": evaluated, "history": trainer.state.log_history, "world_size": int(os.environ.get("WORLD_SIZE", 1))}))
+        (Path(out)/"result.json").write_text(json.dumps({"loss": trained.training_loss, "eval": evaluated, "history": trainer.state.log_history, **more, "world_size": int(os.environ.get("WORLD_SIZE", 1))}))
     trainer.accelerator.wait_for_everyone()
     os._exit(0)                                              # threads of gloo that are left can end the interpreter badly (pytorch#190489)

@@ -41,6 +41,16 @@ def test_two_processes_are_one(tmp_path, settings):
     assert (one - start).abs().max() > 1e-3                               # it did learn
 
 
+def test_a_stream_is_evaluated_once_in_any_number_of_processes(tmp_path):
+    "13 rows and 3 rows, in batches that they do not fill; one optimizer step of all 24 rows before, so that the weights agree."
+    common = dict(streamed_eval=True, max_steps=1, save_strategy="no", learning_rate=.02, per_device_eval_batch_size=2)
+    _, one, _ = run(tmp_path/"1", 1, per_device_train_batch_size=24, **common)
+    _, two, _ = run(tmp_path/"2", 2, per_device_train_batch_size=12, **common)
+    for result in (one, two): assert result["predicted"] == 13 and [result["eval"][f"eval_{name}_predictions"] for name in ("one", "five", "few")] == [13, 13, 3]
+    for key, value in one["eval"].items():
+        if "/" in key or key.endswith("_loss"): assert two["eval"][key] == pytest.approx(value, rel=1e-4, abs=1e-4), key
+
+
 def test_two_processes_resume(tmp_path):
     common = dict(per_device_train_batch_size=2, save_steps=4, lr_scheduler_type="constant")
     whole, result, _ = run(tmp_path/"whole", 2, max_steps=6, **common)

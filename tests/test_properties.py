@@ -13,9 +13,11 @@ from torch.testing import assert_close
 
 from slpo import (dpo_loss, ipo_loss, log1mexp, mass_targets, sequence_logps, slpo_loss, slpo_sample_loss, transport, ybar_logp,
                   ybar_logp_tree)
+from slpo.loss import PRESETS
 
 mp.dps = 50
-FORMS, TARGETS, TEMPERATURES = ("halves", "joint"), ("mass", "ratio"), (1., 7.5, "length")
+FORMS, TARGETS, TEMPERATURES = ("halves", "joint", "squared"), ("mass", "ratio"), (1., 7.5, "length")
+FINITE = .999                                                          # the squared form needs a target with some mass
 DTYPES = torch.bfloat16, torch.float32, torch.float64
 EPS = torch.finfo(torch.float64).eps
 examples = settings(deadline=None, derandomize=True, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -32,8 +34,10 @@ def one_thread():
 
 def every_loss(logps, ref_logps, ranks, alpha, lengths, reduction="none"):
     "Every loss in every form, {name: (B,) or ()}."
-    out = {f"{form} {target} {t}": slpo_loss(logps, ref_logps, alpha=alpha, temperature=t, lengths=lengths, form=form, target=target,
-                                             ranks=ranks, reduction=reduction)
+    some = torch.as_tensor(alpha).clamp(max=FINITE)
+    out = {f"{form} {target} {t}": slpo_loss(logps, ref_logps, alpha=some if form == "squared" else alpha, temperature=t,
+                                             lengths=lengths, form=form, target=target, scale_t2=True, ranks=ranks,
+                                             reduction=reduction)
            for form, target, t in product(FORMS, TARGETS, TEMPERATURES)}
     out["sample"] = slpo_sample_loss(logps, ref_logps, alpha=alpha, ranks=ranks, reduction=reduction)
     out["dpo"] = dpo_loss(logps, ref_logps, label_smoothing=.1, reduction=reduction)
@@ -261,6 +265,12 @@ def kl(q, p, t=1):
     return math.fsum(a*math.log(a/b) for a, b in zip(q, p))
 
 
+def tempered(p, t):
+    "log of p^(1/t), made a probability together with its complement's."
+    root, rest = mpf(p)**(1/mpf(t)), (1 - mpf(p))**(1/mpf(t))
+    return mp.log(root/(root + rest))
+
+
 def near(got, want, rel=1e-11):
     assert got.detach().flatten().tolist() == pytest.approx(want if isinstance(want, list) else [want], rel=rel, abs=1e-13)
 
@@ -269,6 +279,25 @@ def test_sequence_probabilities_are_products_and_sum_to_1(world):
     logps = sequence_logps(*as_batch(world.model, list(world.P), world.V, world.T))
     near(logps, [math.log(p) for p in world.P.values()])
     assert math.fsum(logps.exp().tolist()) == pytest.approx(1, rel=1e-14)
+
+
+def test_walk_and_closed_form_have_the_same_gradients_at_the_logits():
+    "The walk's are sums of terms near 1 that cancel, good to 1e-15 and no more; the closed form's are right at any size."
+    rng = torch.Generator().manual_seed(0)
+    for size, T in product((.1, 1., 3., 40.), (1, 2, 5, 12)):
+        logits = size*torch.randn(6, T + 2, 9, generator=rng, dtype=torch.float64)
+        labels = torch.randint(0, 9, (6, T + 2), generator=rng)
+        labels[:, :2] = -100                                                   # the prompt
+        logits.requires_grad_()
+        logps = sequence_logps(logits, labels)
+        walk, = torch.autograd.grad(ybar_logp_tree(logits, labels)[1].sum(), logits)
+        closed, = torch.autograd.grad(log1mexp(logps).sum(), logits)
+        by_hand = torch.zeros_like(closed)
+        odds = (1/torch.expm1(-logps)).detach()[:, None, None]                # p/(1 - p)
+        by_hand[:, 1:-1] = -odds*(torch.eye(9)[labels[:, 2:]] - logits[:, 1:-1].softmax(-1)).detach()
+        assert_close(closed, by_hand, rtol=1e-12, atol=1e-300)
+        assert_close(walk, by_hand, rtol=1e-9, atol=4e-15)
+        assert (by_hand.abs().amax() > 1e-3) or size == 40. or T > 2           # not all of it is below the tolerance
 
 
 def test_the_rest_is_the_sum_over_all_other_sequences(world):
@@ -306,9 +335,15 @@ def test_the_loss_is_the_divergence_of_the_enumerated_distributions(world, targe
         mean, p, q = sum(ts)/len(ts), [world.P[y] for y in g.ys], [Q[y] for y in g.ys]
         halves = [kl([Q[y], 1 - Q[y]], [world.P[y], others(world.P, [y])], s) for y, s in zip(g.ys, ts)]
         joint = kl(q + [rest], p + [others(world.P, g.ys)], mean)
+        roots = [[tempered(x, s) for x, s in zip(xs, ts)] for xs in (p, q)]
+        squared = [((a - b)**2 + (mp.log(1 - mp.exp(a)) - mp.log(1 - mp.exp(b)))**2)/2 for a, b in zip(*roots)] if all(q) else None
         want = {("halves", False): math.fsum(halves), ("halves", True): math.fsum(s**2*x for s, x in zip(ts, halves)),
                 ("joint", False): joint, ("joint", True): mean**2*joint}
+        if squared:
+            want[("squared", False)] = float(mp.fsum(squared))
+            want[("squared", True)] = float(mp.fsum(s**2*x for s, x in zip(ts, squared)))
         for form in FORMS:
+            if (form, False) not in want: continue                     # no mass is left, no logarithm
             options = dict(form=form, target=target, alpha=g.alpha, temperature=t, lengths=torch.tensor([lengths]))
             for scale in (True, False):
                 got = slpo_loss(logs(world.P, g.ys), logs(world.R, g.ys), scale_t2=scale, ranks=torch.tensor([g.ranks]), **options)
@@ -383,7 +418,7 @@ def test_halves_are_right_to_the_last_digits_of_their_terms(t):
     masses = [-1e-3, -.5, -3., -20., -100., -400., -700.]
     rows = [(r + step, r - step, r, r) for r in masses for step in (0, 1e-6, 1e-3, .1, 1., 5.) if r + step < 0]
     p, r = (torch.tensor(x, dtype=torch.float64) for x in ([x[:2] for x in rows], [x[2:] for x in rows]))
-    loss = slpo_loss(p.requires_grad_(), r, alpha=.5, temperature=t, reduction="none")
+    loss = slpo_loss(p.requires_grad_(), r, alpha=.5, temperature=t, scale_t2=True, reduction="none")
     grad, = torch.autograd.grad(loss.sum(), p)
     for i, (a, b, r0, r1) in enumerate(rows):
         log_q = mp.log(mp.exp(r0) + mp.exp(r1)/2), mpf(r1) - mp.log(2)
@@ -434,8 +469,9 @@ def assert_finite(loss, logps, **inputs):
 @pytest.mark.parametrize("K", [2, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_slpo_loss_is_finite(dtype, K, form, target, t, scale_t2):
-    logps, ref_logps = random_logps(dtype, K, 0 if form == "halves" else 1 if target == "mass" else K)
-    alpha, lengths = random_alpha(), torch.randint(1, 2000, (N, K), generator=torch.Generator().manual_seed(2))
+    logps, ref_logps = random_logps(dtype, K, 0 if form != "joint" else 1 if target == "mass" else K)
+    alpha = random_alpha().clamp(max=FINITE if form == "squared" else 1)
+    lengths = torch.randint(1, 2000, (N, K), generator=torch.Generator().manual_seed(2))
     def loss(logps):
         return slpo_loss(logps, ref_logps, alpha=alpha, temperature=t, lengths=lengths, form=form, target=target, scale_t2=scale_t2,
                          reduction="none")
@@ -450,6 +486,63 @@ def test_slpo_sample_loss_is_finite(dtype, K, beta, anchor):
     (logps, ref_logps), alpha = random_logps(dtype, K, 0), random_alpha()
     def loss(logps): return slpo_sample_loss(logps, ref_logps, alpha=alpha, beta=beta, anchor=anchor, reduction="none")
     assert_finite(loss, logps, ref_logps=ref_logps, alpha=alpha)
+
+
+def of_the_authors_code(log_p, log_r, alpha, t_w, t_l):
+    "(target, prediction) pairs of tempered log-probabilities of y and its complement, for chosen and rejected, in 50 digits."
+    p, r = [mp.exp(mpf(x)) for x in log_p], [mp.exp(mpf(x)) for x in log_r]
+    q = [r[0] + alpha*r[1], (1 - alpha)*r[1]]
+    def events(x, t):
+        root, rest = x**(1/mpf(t)), (1 - x)**(1/mpf(t))
+        return root/(root + rest), rest/(root + rest)
+    return [list(zip(events(x, t), events(y, t))) for x, y, t in zip(q, p, (t_w, t_l))]
+
+
+def divergence(pairs): return mp.fsum(q*mp.log(q/p) if q else 0 for q, p in pairs)
+
+
+@pytest.mark.parametrize("log_p, log_r", [((-40., -35.), (-41., -33.)), ((-3., -2.), (-2.5, -2.2)), ((-120., -160.), (-119., -158.))])
+def test_presets_are_the_versions_of_the_authors_code(log_p, log_r):
+    "Up to the constant factor of their averages: the listing's is one half, main's a quarter, the branch's one half."
+    logps, ref_logps = (torch.tensor([x], dtype=torch.float64) for x in (log_p, log_r))
+    lengths = torch.tensor([[30, 21]])
+    chosen, rejected = of_the_authors_code(log_p, log_r, 1, 30, 21)            # each completion's own length; the hard form
+    listing = divergence(chosen)/2 + divergence(rejected)/2
+    near(slpo_loss(logps, ref_logps, lengths=lengths, **PRESETS["listing"])/2, float(listing), rel=1e-9)
+    chosen, rejected = of_the_authors_code(log_p, log_r, mpf(.3), 17, 17)      # one number for the call, from the caller
+    main = (divergence(chosen) + divergence(rejected))/4
+    near(slpo_loss(logps, ref_logps, alpha=.3, temperature=17., **PRESETS["main"])/4, float(main), rel=1e-9)
+    events = of_the_authors_code(log_p, log_r, mpf(.5), 512, 512)
+    branch = mp.fsum(mp.fsum((mp.log(p) - mp.log(q))**2 for q, p in pairs)/2 for pairs in events)/2
+    near(slpo_loss(logps, ref_logps, **PRESETS["branch"])/2, float(branch), rel=1e-9)
+
+
+def test_the_squared_form_refuses_a_target_without_mass():
+    logps = torch.tensor([[-3., -4.], [-2., -5.]])
+    with pytest.raises(ValueError, match=r"'alpha'.*\[1, 1\].*alpha < 1"):
+        slpo_loss(logps, logps, alpha=torch.tensor([.5, 1.]), temperature=1., form="squared")
+
+
+def test_no_loss_decides_how_much_mass_moves():
+    logps = torch.tensor([[-3., -4.]])
+    for loss in (slpo_loss, slpo_sample_loss, lambda p, r: mass_targets(r)):
+        with pytest.raises(TypeError, match="alpha"): loss(logps, logps)
+
+
+@pytest.mark.parametrize("K", [2, 3])
+def test_beyond_30_the_anchor_is_its_own_tangent(K):
+    "log A is the group's common score here: A - 1 - log A up to 30, and a straight line of slope e^30 - 1 from there on."
+    edge, slope = mp.exp(30) - 1 - 30, mp.exp(30) - 1
+    for score in (29., 30., 31., 45., 700.):
+        logps = torch.full((1, K), -1000. + score, dtype=torch.float64, requires_grad=True)
+        options = dict(alpha=.5, beta=1., reduction="sum")
+        ref_logps = torch.full((1, K), -1000., dtype=torch.float64)
+        with_anchor, without = (slpo_sample_loss(logps, ref_logps, anchor=anchor, **options) for anchor in (1., 0.))
+        want = mp.exp(score) - 1 - score if score <= 30 else edge + slope*(mpf(score) - 30)
+        near(with_anchor - without, float(want), rel=1e-12)
+        got, = torch.autograd.grad(with_anchor - without, logps)
+        want = (mp.exp(min(score, 30)) - 1)/K                                  # each completion has an equal share of A
+        assert all(abs(x - want) <= 1e-9*want for x in got[0].tolist()), (score, got, want)
 
 
 @pytest.mark.parametrize("K", [2, 3])

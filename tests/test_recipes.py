@@ -8,6 +8,7 @@ import torch
 
 from slpo.cli import RECIPES, _load_data, parse_run
 from slpo.data import TURN, tokenize_preferences, train_tokenizer
+from slpo.loss import PRESETS
 from small_run import make
 
 STAGES = ("sft", "dpo", "slpo")
@@ -22,7 +23,7 @@ def test_recipes_say_what_the_experiment_is(stage):
     run, args = recipe(stage)
     assert run.model_name_or_path == ("EleutherAI/pythia-2.8b" if stage == "sft" else "runs/pythia28-hh-sft/sft") and run.dataset_name == "Anthropic/hh-rlhf"
     assert (run.dataset_split, run.eval_split, run.eval_size, run.train_size, run.dtype) == ("train", "test", 256, None, "float32")
-    assert args.loss_type == stage and args.num_train_epochs == (10 if stage == "sft" else 1) and args.max_steps == -1
+    assert args.loss_type == stage and args.num_train_epochs == 10 and args.max_steps == -1           # alignment, too: the preprint's Section 7.2
     assert args.learning_rate == 5e-7 and args.optim == "rmsprop" and args.max_grad_norm == 10 and args.weight_decay == 0
     assert (args.max_length, args.max_prompt_length, args.max_completion_length, args.truncation_mode) == (512, 256, 256, "keep_end")
     assert args.dataloader_drop_last and args.disable_dropout and args.seed == 0 and args.on_bad_rows == "drop" and not args.gradient_checkpointing
@@ -40,7 +41,13 @@ def test_what_is_particular_to_a_stage():
     (run, sft), (_, dpo), (_, slpo) = map(recipe, STAGES)
     assert run.sft_targets == "unique_prompts" and sft.load_best_model_at_end and sft.metric_for_best_model == "loss" and not sft.greater_is_better
     assert dpo.beta == .1 and dpo.label_smoothing == 0 and recipe("dpo", "--beta", "0.5")[1].beta == .5
-    assert (slpo.form, slpo.target, slpo.temperature, slpo.alpha, slpo.scale_t2) == ("halves", "mass", "length", .5, False) and recipe("slpo", "--scale_t2")[1].scale_t2
+    assert {name: getattr(slpo, name) for name in PRESETS["listing"]} == PRESETS["listing"]
+    _, branch = recipe("slpo", "--preset", "branch", "--alpha", "0.5", "--learning_rate", "1e-2")            # what the recipe's comment proposes
+    assert {name: getattr(branch, name) for name in PRESETS["branch"]} == PRESETS["branch"] and branch.learning_rate == 1e-2
+    _, ratio = recipe("slpo", "--target", "ratio", "--scale_t2", "true", "--alpha", "0.9")
+    assert (ratio.form, ratio.target, ratio.temperature, ratio.scale_t2, ratio.alpha) == ("halves", "ratio", "length", True, .9)
+    _, sample = recipe("slpo", "--loss_type", "slpo_sample", "--alpha", "0.5")
+    assert (sample.loss_type, sample.alpha) == ("slpo_sample", .5)
     assert not dpo.load_best_model_at_end and not slpo.load_best_model_at_end and len({a.output_dir for a in (sft, dpo, slpo)}) == 3
 
 

@@ -1,6 +1,9 @@
 """The site: it builds without a warning, its links lead somewhere, it asks no other host for anything, and a browser shows it without complaint."""
+import base64
+import copy
 import functools
 import http.server
+import json
 import os
 import re
 import subprocess
@@ -11,6 +14,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
 from bs4 import BeautifulSoup
+from nbconvert.filters import markdown2html
 
 import slpo
 
@@ -42,6 +46,108 @@ def test_every_notebook_and_public_name_has_its_place(pages):
         entry = entries[name].find(id=name)
         assert name in entry.find_next("code", class_=False).text and len(entry.find_next("p").text) > 20, f"{name}: no signature or docstring"
         assert re.search(r"\d\d_\w+\.html#cell-", str(entry.find_next("a", href=re.compile("ipynb|html#cell-"))))
+
+
+def cells_of(name):
+    "(id, type, directives, source without them, outputs) of each cell of a notebook that its page shows."
+    found = []
+    for cell in json.loads((ROOT/"nbs"/f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        lines = "".join(cell["source"]).split("\n")
+        count = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
+        directives = " ".join(lines[:count])
+        if "hide" not in directives and "default_exp" not in directives:
+            source = "\n".join(lines[count:]).strip("\n")
+            found.append((cell["id"], cell["cell_type"], directives, source, cell.get("outputs", [])))
+    return found
+
+
+def seen(text):
+    "Lines of code or output as a reader sees them: blanks at their ends, and empty lines around them, show nowhere."
+    return re.sub(r"[ \t]+$", "", text, flags=re.M).strip("\n")
+
+
+def blocks(page):
+    "The texts of a page that are set as code or output, in their order."
+    return [seen(tag.text) for tag in page.find("article").find_all("pre")]
+
+
+def words(text):
+    "Letters and digits alone, between single spaces."
+    return " ".join(["", *re.findall(r"[^\W_]+", text), ""])
+
+
+def table_rows(soup):
+    "The rows of all tables, each as the words of its cells."
+    return [[words(cell.text) for cell in row.find_all(["td", "th"])] for row in soup.find_all("tr")]
+
+
+def follow(wanted, there, where):
+    "Asserts that what is wanted is there, in its order."
+    rest = iter(there)
+    for cell, text in wanted: assert text in rest, f"{where} #{cell}: not on its page (or not in its place):\n{text}"
+
+
+def test_every_code_cell_and_every_text_output_is_on_its_page(pages):
+    "Whole and in order. What a cell hides or does not echo is not asked for."
+    codes = texts = 0
+    for name in NOTEBOOKS:
+        wanted = []
+        for cell, kind, directives, source, outputs in cells_of(name):
+            if kind != "code": continue
+            if source and "echo: false" not in directives:
+                wanted.append((cell, seen(source)))
+                codes += 1
+                assert pages[f"{name}.html"].find(id=cell), f"{name}: no anchor for {cell}"
+            for out in outputs:
+                data = out.get("data", {"text/plain": out.get("text", "")})
+                if {"image/png", "text/html", "text/markdown"} & set(data): continue
+                wanted.append((cell, seen("".join(data["text/plain"]))))
+                texts += 1
+        follow(wanted, blocks(pages[f"{name}.html"]), name)
+    assert codes > 400 and texts > 100, f"only {codes} cells and {texts} outputs were looked for"
+
+
+def test_every_picture_and_every_table_is_on_its_page(site, pages):
+    pictures = rows = 0
+    for name in NOTEBOOKS:
+        page = pages[f"{name}.html"]
+        shown = [(site/unquote(tag["src"])).read_bytes() for tag in page.find("article").find_all("img")]
+        wanted, tables = [], []
+        for cell, _, _, _, outputs in cells_of(name):
+            for out in outputs:
+                data = {kind: "".join(text) for kind, text in out.get("data", {}).items()}
+                if "image/png" in data: wanted.append((cell, base64.b64decode(data["image/png"])))
+                elif "text/markdown" in data: tables += [(cell, row) for row in table_rows(BeautifulSoup(markdown2html(data["text/markdown"]), "html.parser"))]
+                elif "text/html" in data: tables += [(cell, row) for row in table_rows(BeautifulSoup(data["text/html"], "html.parser"))]
+        follow(wanted, shown, name)
+        follow(tables, table_rows(page.find("article")), name)
+        pictures, rows = pictures + len(wanted), rows + len(tables)
+    assert pictures > 30 and rows > 150, f"only {pictures} pictures and {rows} rows of tables were looked for"
+
+
+def test_every_sentence_of_a_notebook_is_on_its_page(pages):
+    "By its words: markup, formulas and code blocks aside."
+    sentences = 0
+    for name in NOTEBOOKS:
+        article = copy.copy(pages[f"{name}.html"].find("article"))
+        for tag in article.find_all(["pre", "math"]) + article.find_all("a", class_="headerlink"): tag.replace_with(" ")
+        there = words(article.text)
+        for cell, kind, _, source, _ in cells_of(name):
+            if kind != "markdown": continue
+            plain = re.sub(r"^```.*?^```|\$\$.*?\$\$|\$[^$\n]+\$", " ", source, flags=re.M | re.S)
+            soup = BeautifulSoup(markdown2html(plain), "html.parser")
+            for tag in soup.find_all(["a"], class_="anchor-link"): tag.replace_with(" ")
+            for tag in soup.find_all(["p", "h1", "h2", "h3", "h4", "td", "th"]):
+                assert words(tag.text) in there, f"{name} #{cell}: not on its page: {tag.text}"
+                sentences += 1
+    assert sentences > 500, f"only {sentences} paragraphs were looked for"
+
+
+def test_no_page_shows_a_template_that_was_not_filled(pages):
+    "A block or a paragraph that is nothing but a name in braces is a value that was lost."
+    for name, page in pages.items():
+        for text in blocks(page) + [tag.text for tag in page.find("article").find_all(["p", "td", "th", "li", "h1", "h2", "h3"])]:
+            assert not (found := re.fullmatch(r"\s*\{+\w+\}+\s*", text)), f"{name}: {found[0]}"
 
 
 def test_comments_on_parameters_are_shown(pages):
@@ -82,8 +188,9 @@ def test_no_formula_is_left_as_text(pages):
     formulas = 0
     for name, page in pages.items():
         formulas += len(page.find_all("math"))
-        for tag in page.find_all(["code", "pre", "script", "style"]): tag.extract()
-        assert not (found := re.search(r".{0,30}(\$|\\[a-zA-Z(\[]).{0,30}", page.find("main").text.replace(r"\n", ""))), f"{name}: {found[0]}"
+        main = copy.copy(page.find("main"))
+        for tag in main.find_all(["code", "pre", "script", "style"]): tag.extract()
+        assert not (found := re.search(r".{0,30}(\$|\\[a-zA-Z(\[]).{0,30}", main.text.replace(r"\n", ""))), f"{name}: {found[0]}"
     assert formulas > 200
 
 
