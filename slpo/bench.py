@@ -171,7 +171,7 @@ def _head(model, settings, budget_mb):
     return step, None
 
 PEERS = {"trl": "TRL, its default", "trl_known": "TRL, reference precomputed", "padded": "padded, full logits (DPO's code)", "padded_known": "padded, full logits, reference known",
-         "float64_walk": "float64 tree walk (the author's)", "unshared": "packed, prompts not shared", "ours_online": "slpo, reference in each step", "ours": "slpo", "floor": "the floor"}
+         "float64_walk": "float64 tree walk, after the author's", "unshared": "packed, prompts not shared", "ours_online": "slpo, reference in each step", "ours": "slpo", "floor": "the floor"}
 HEADS = {"head_whole": "all logits at once", "head_256": "within 256 MB, the default", "head_64": "within 64 MB"}
 
 def _method(name:str, settings:dict):

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['logger', 'LOSSES', 'SLPOConfig', 'torch_dtype', 'check_model_files', 'load_model', 'check_tokenizer_files',
-           'load_tokenizer', 'last_checkpoint', 'SLPOTrainer', 'Interrupted']
+           'load_tokenizer', 'last_checkpoint', 'model_positions', 'SLPOTrainer', 'Interrupted']
 
 # %% ../nbs/07_trainer.ipynb #cell-002
 import copy
 import difflib
 import hashlib
+import io
 import json
 import logging
 import math
@@ -38,7 +39,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import RandomSampler
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType, TrainOutput
 from transformers.training_args import OptimizerNames
@@ -60,7 +61,7 @@ _KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alph
 def _check_settings(args):
     "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense or have no effect."
     if args.loss_type == "sigmoid": args.loss_type = "dpo"
-    for name, allowed in (("loss_type", LOSSES), ("on_bad_rows", ("raise", "drop")), ("truncation_mode", ("keep_end", "keep_start"))):
+    for name, allowed in (("loss_type", LOSSES), ("on_bad_rows", ("raise", "drop")), ("truncation_mode", ("keep_end", "keep_start")), ("completion_tokens", ("joint", "apart"))):
         _check_choice(args, name, allowed)
     for name in ("alpha", "beta", "anchor", "label_smoothing"): setattr(args, name, _number(name, getattr(args, name)))
     if args.temperature != "length": args.temperature = _number("temperature", args.temperature, 0, strict=True, also=" or 'length'")
@@ -193,9 +194,10 @@ class SLPOConfig(TrainingArguments):
     preset: str | None = _knob(None, "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
-    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
+    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut (without max_length: always), tokens; None: only completions are cut.")
     max_completion_length: int | None = _knob(None, "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.")
     truncation_mode: str = _knob("keep_end", "Which end of a prompt to keep: keep_end | keep_start.")
+    completion_tokens: str = _knob("joint", "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.")
     on_bad_rows: str = _knob("raise", "What to do with rows that cannot be trained on: raise | drop.")
     precompute_ref_log_probs: bool = _knob(True, "Compute reference log-probabilities once, before training, and keep no reference model.")
     precompute_ref_batch_size: int | None = _knob(None, "Groups per batch for that; None: the evaluation batch size.")
@@ -290,14 +292,13 @@ def _close_name(path:Path) -> str:
 _LFS = b"version https://git-lfs.github.com/spec/"
 _VOCABULARIES = ("tokenizer.json", "tekken.json", "*.model", "*vocab*", "*.tiktoken", "bpe.codes", "dict.txt", "tokenization_*.py")
 
-def _check_pointers(what:str, folder:Path):
-    "Raise `ValueError` for Git LFS pointers in place of files."
-    def is_pointer(path):
-        if not path.is_file() or path.stat().st_size > 1024: return False
-        return path.read_bytes().startswith(_LFS)
-    if pointers := [p.name for p in sorted(folder.iterdir()) if is_pointer(p)]:
-        raise ValueError(f"{what} {folder}: {', '.join(pointers[:4])} {'is a' if len(pointers) == 1 else 'are'} Git LFS "
-                         f"{'pointer' if len(pointers) == 1 else 'pointers'}, not the file itself: run `git lfs pull` where it was cloned, or download the model anew")
+def _check_pointers(what:str, folder:Path, paths):
+    "Raise `ValueError` for Git LFS pointers in place of these files; others of a clone may well be left as pointers."
+    def is_pointer(path): return path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS)
+    if found := sorted({p.name for p in paths if is_pointer(p)}):
+        many = len(found) > 1
+        raise ValueError(f"{what} {folder}: {', '.join(found[:4])} {'are Git LFS pointers' if many else 'is a Git LFS pointer'}, not the {'files themselves' if many else 'file itself'}: "
+                         "run `git lfs pull` where it was cloned, or download the model anew")
 
 def _adapter_message(what:str, name, base:str) -> str:
     return (f"{what} {name} is an adapter of {base or 'a base model that it does not name'}, not a model. Merge the two, "
@@ -321,17 +322,26 @@ def _check_config(what:str, folder:Path):
     else: todo = ": give the folder that save_pretrained wrote"
     raise FileNotFoundError(f"{what} {folder}: no config.json in it ({_listing(folder)}){todo}")
 
+def _weight_files(folder:Path) -> list:
+    "The files of weights that transformers would read, or whatever of this kind is there."
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+        path = folder/name
+        if not path.is_file(): continue
+        if path.suffix != ".json": return [path]
+        return sorted({folder/shard for shard in json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()})
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
 def _check_weights(what:str, folder:Path):
     "Raise where weights are missing or broken: `FileNotFoundError`, or `ValueError`."
-    for index in folder.glob("*.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        if missing := sorted(s for s in shards if not (folder/s).is_file()):
-            raise FileNotFoundError(f"{what} {folder}: {len(missing)} of the {len(shards)} files of weights in {index.name} are missing, the first is {missing[0]}: copy or download them")
-    tensors = sorted(folder.glob("*.safetensors"))
-    if not tensors and not any(folder.glob("*.bin")):
+    paths = _weight_files(folder)
+    if not paths:
         adapter = " It is an adapter beside a config.json." if (folder/"adapter_config.json").is_file() else ""
-        raise FileNotFoundError(f"{what} {folder}: no weights (*.safetensors or *.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?")
-    for path in tensors:
+        raise FileNotFoundError(f"{what} {folder}: no weights (model.safetensors or pytorch_model.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?")
+    if missing := [p.name for p in paths if not p.is_file()]:
+        raise FileNotFoundError(f"{what} {folder}: {len(missing)} of the {len(paths)} files of weights that its index names are missing, the first is {missing[0]}: copy or download them")
+    _check_pointers(what, folder, paths)
+    for path in paths:
+        if path.suffix != ".safetensors": continue
         try:
             with safe_open(path, "pt"): pass
         except SafetensorError as e:
@@ -364,7 +374,7 @@ def check_model_files(name, # folder or hub id of a causal language model
     if path.is_dir():
         path = path/hub.get("subfolder", "")
         if not path.is_dir(): raise FileNotFoundError(f"{what} {name}: no sub-folder {hub['subfolder']} in it ({_listing(Path(name).expanduser())})")
-        _check_pointers(what, path)
+        _check_pointers(what, path, [path/"config.json", path/"generation_config.json", path/(gguf_file or "config.json")])
         if gguf_file:
             if not (path/gguf_file).is_file(): raise FileNotFoundError(f"{what} {name}: no {gguf_file} in it ({_listing(path)})")
             return
@@ -442,8 +452,9 @@ def check_tokenizer_files(name, # folder or hub id
     if not path.is_dir():
         if _is_path(str(name)): raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
         return
-    _check_pointers(what, path)
-    if gguf_file or any(p for pattern in _VOCABULARIES for p in path.glob(pattern)): return
+    words = [p for pattern in _VOCABULARIES for p in path.glob(pattern)]
+    _check_pointers(what, path, [*words, path/"tokenizer_config.json"])
+    if gguf_file or words: return
     if (path/"tokenizer_config.json").is_file():                                               # a tokenizer of bytes needs no more
         try: tokenizer = AutoTokenizer.from_pretrained(str(path))
         except Exception as e: raise FileNotFoundError(_no_tokenizer(what, name, _first_line(e))) from e
@@ -496,23 +507,69 @@ def _load_words(model, args, processing_class):
     if not model.config._name_or_path: raise ValueError("processing_class is missing: a model that was not loaded by name brings no tokenizer")
     return load_tokenizer(model.config._name_or_path, _init_kwargs(args).get("gguf_file"), what="model")
 
+def _check_kinds(model, ref_model):
+    "Raise `ValueError` for what is neither a model nor the name of one, and for a policy and a reference that are one model."
+    for what, given in (("model", model), ("ref_model", ref_model)):
+        if _is_name(given) or isinstance(given, torch.nn.Module) or (given is None and what == "ref_model"): continue
+        found = "nothing" if given is None else f"a {type(given).__name__}" if not isinstance(given, type) else f"the class {given.__name__}"
+        raise ValueError(f"{what}: expected a causal language model, its hub id or its folder, got {found}"
+                         + (" (a model_init, as for a search of hyperparameters, is not supported)" if what == "model" else ""))
+    if not isinstance(model, torch.nn.Module) or not isinstance(ref_model, torch.nn.Module): return
+    trained = {p.data_ptr() for p in model.parameters() if p.requires_grad and p.numel()}
+    shared = sum(p.data_ptr() in trained for p in ref_model.parameters())
+    if not shared: return
+    what = "model and ref_model are the same model" if model is ref_model else f"model and ref_model share {shared} weights that are to be trained"
+    raise ValueError(f"{what}, and the reference would be trained with the policy: leave ref_model out, the reference is then the policy as it is now")
+
 def _check_model(model, tokenizer):
     "Raise `ValueError` for models that are not supported, and where model and tokenizer do not fit."
     config = model.config
-    if getattr(config, "vision_config", None) is not None: raise ValueError("vision-language models are not supported")
     if getattr(config, "output_router_logits", False):
         raise ValueError("mixture-of-experts auxiliary losses are not supported: set output_router_logits=False")
     if config.is_encoder_decoder: raise ValueError("encoder-decoder models are not supported")
     vocabulary = _vocabulary(model)
     if len(tokenizer) > vocabulary: raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
 
+def _check_length_stays(model):
+    "Raise `ValueError` for adapters that put tokens of their own in front of a row: what is scored would be at other places."
+    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False): return
+    ids = torch.zeros(1, 5, dtype=torch.long, device=model.device)
+    with _no_grad_pass(model): places = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.shape[1]
+    if places != 5:
+        kind = str(model.active_peft_config.peft_type).split(".")[-1]
+        raise ValueError(f"{kind} puts {places - 5} tokens of its own in front of every row, which is not supported: use prefix tuning, LoRA or another adapter that leaves rows as long as they are")
+
+_RANDOM = re.compile("dropout|pdrop|layerdrop|drop_path|drop_prob|drop_rate")
+
+def _probabilities(owner, pattern) -> list:
+    "Names of an object's own attributes that match and are numbers other than 0."
+    return [name for name, x in vars(owner).items() if pattern.search(name) and isinstance(x, float) and x]
+
+def _configs(config) -> list:
+    "A configuration, and those inside it."
+    return [config, *(c for x in vars(config).values() if isinstance(x, PreTrainedConfig) for c in _configs(x))]
+
 def _disable_dropout(model):
+    "Set everything to 0 that makes a model random in training: dropout layers, and the probabilities that modules and configurations keep as numbers."
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout): module.p = 0.
-    for name in ("attention_dropout", "hidden_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"):
-        if hasattr(model.config, name): setattr(model.config, name, 0.)
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float): module.attention_dropout = 0.
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd): module.p = 0.
+    owners = [*model.modules(), *_configs(model.config)]
+    for owner in owners:
+        for name in _probabilities(owner, _RANDOM): setattr(owner, name, 0.)
+    _disable_jitter(model, owners)
+
+def _disable_jitter(model, owners:list):
+    "The same for the noise of routers, unless a model computes with that number in evaluation too (PhiMoE does)."
+    found = [(owner, name, getattr(owner, name)) for owner in owners for name in _probabilities(owner, re.compile("jitter"))]
+    if not found: return
+    (group, _), = _few_groups(model, 1)
+    ids = torch.tensor([group["prompt_ids"] + group["completion_ids"][0]], device=model.device)
+    def logits():
+        with _no_grad_pass(model): return model(input_ids=ids, use_cache=False).logits
+    before = logits()
+    for owner, name, _ in found: setattr(owner, name, 0.)
+    if torch.equal(before, logits()): return
+    for owner, name, x in found: setattr(owner, name, x)
 
 def _multiple(model, wanted:int=None) -> int:
     "Row lengths are multiples of this; flex_attention works in blocks of 128."
@@ -605,13 +662,6 @@ def _few_groups(model, *seeds) -> list:
 
 def _on(model, groups, packed=True) -> dict: return {k: v.to(model.device) for k, v in PreferenceCollator(0, _multiple(model), packed)(groups).items()}
 
-@contextmanager
-def _trying(model):
-    training = model.training
-    try:
-        with torch.no_grad(): yield model.eval()
-    finally: model.train(training)
-
 def _noise(model, logps): return 50*torch.finfo(model.dtype).eps*(1 + logps.abs()).sqrt()
 
 # %% ../nbs/07_trainer.ipynb #cell-015
@@ -623,7 +673,7 @@ def _why_not_packed(model) -> str:
     if model.get_output_embeddings() is None: return "it has no language-model head to be found"
     one, other = _few_groups(model, 1, 2)
     try:
-        with _trying(model):
+        with _no_grad_pass(model):
             packed, beside_others = (_packed_logps(model, _on(model, g)) for g in (one, other))
             rows = _on(model, one, packed=False)
             separate = sequence_logps(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits, rows["labels"])
@@ -638,7 +688,7 @@ def _why_not_in_chunks(model) -> str:
     "Why `token_logps` would not give what this model's head gives, or None; for a model that can be packed."
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear: return f"its head is a {type(head).__name__}"
-    with _trying(model): whole, chunks = (_packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0))
+    with _no_grad_pass(model): whole, chunks = (_packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0))
     if not ((whole - chunks).abs() <= _noise(model, whole)).all(): return "something unknown follows its head"
 
 # %% ../nbs/07_trainer.ipynb #cell-232
@@ -668,7 +718,7 @@ def _extent_of(datasets:list, most:float) -> _Extent:
             found = found.joined(_Extent(most, most))
             continue
         for i, (prompt, completions) in enumerate(_lengths(d)):
-            sizes = dict(row=prompt + max(completions), group=prompt + sum(completions), prompt=prompt)
+            sizes = dict(row=prompt + max(completions, default=0), group=prompt + sum(completions), prompt=prompt)
             for kind, n in sizes.items():
                 if n > longest.get(kind, (0,))[0]: longest[kind] = n, d, i
     for kind in ("row", "group"): setattr(found, kind, max(getattr(found, kind), longest.get(kind, (0,))[0]))
@@ -693,7 +743,9 @@ def _out_of_reach(config, row:float) -> str:
 def _placed(model, device):
     "A model on another device for a while: FSDP and DeepSpeed place it later, a reference has not been placed yet."
     home = model.device
-    if home != device: model.to(device)
+    try:
+        if home != device: model.to(device)
+    except torch.OutOfMemoryError: model.to(home)                                              # whole, it is too large
     try: yield
     finally:
         if home != device: model.to(home)
@@ -711,7 +763,7 @@ def _why_not_long(model, groups:list, budget_mb:float, most:int=4) -> str:
         sizes = [len(c) for c in group["completion_ids"]]
         longest = sorted(range(len(sizes)), key=sizes.__getitem__)[-most:]
         try:
-            with _trying(model):
+            with _no_grad_pass(model):
                 packed = _packed_logps(model, _on(model, [group]), budget_mb)[longest]
                 separate = torch.cat([_one_row(model, group, k, budget_mb) for k in longest])
         except torch.OutOfMemoryError: raise
@@ -721,11 +773,43 @@ def _why_not_long(model, groups:list, budget_mb:float, most:int=4) -> str:
             tokens = len(group["prompt_ids"]) + max(sizes)
             return f"log-probabilities of row {group['row']}, {tokens} tokens long, differ by {off.max():.2g} nats from those of separate rows"
 
+# %% ../nbs/07_trainer.ipynb #cell-236
+_TABLES = re.compile(r"(^|[._])(wpe|\w*pos\w*)$")                                              # names of modules and buffers, their last part
+
+def _table_size(module) -> int:
+    "Positions in a table of embeddings; some leave the first few places free."
+    free = getattr(module, "offset", None)
+    if free is None: free = 0 if module.padding_idx is None else module.padding_idx + 1
+    return module.num_embeddings - free
+
+def model_positions(model) -> int: # None: positions are computed, any row has them
+    "The number of positions that a model has a vector for; a longer row is an error in its `forward`."
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    words = model.get_input_embeddings()
+    seen = [module for name, module in model.named_modules() if _TABLES.search(name)]
+    sizes = [_table_size(module) for module in seen if isinstance(module, torch.nn.Embedding) and module is not words]
+    sizes += [len(x) for name, x in model.named_buffers() if _TABLES.search(name) and x.dim() == 2 and len(x) == limit]
+    sizes += [len(x) for module in model.modules() for name, x in vars(module).items() if _TABLES.search(name) and isinstance(x, torch.Tensor) and x.dim() == 2 and len(x) == limit]
+    if model.config.model_type == "mpt": sizes.append(model.config.max_seq_len)                 # its slopes are made for so many
+    fits = [n for n in sizes if limit is None or n >= limit - 2]                                # not the table of a vision tower
+    return min(fits, default=None)
+
+def _check_positions(name:str, model, extent:_Extent):
+    "Raise `ValueError` where rows are longer than the model has positions; a line where they are longer than it was trained with."
+    positions, trained = model_positions(model), getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and extent.row > positions:
+        if extent.row == math.inf: found = "streamed rows may have any length"
+        else: found = f"rows have up to {extent.row} tokens"
+        raise ValueError(f"{name} has {positions} positions, and {found}: set max_length to {positions} or less")
+    if positions is None and trained and trained < extent.row < math.inf:
+        logger.warning("%s was made for rows of up to %d tokens (max_position_embeddings), and rows have up to %d", name, trained, extent.row)
+
 # %% ../nbs/07_trainer.ipynb #cell-017
 def _tokenized(dataset, tokenizer, args):
-    if dataset is None or "completion_ids" in (dataset.column_names or ()): return dataset
+    if dataset is None: return None
     return tokenize_preferences(dataset, tokenizer, max_length=args.max_length or None, max_prompt_length=args.max_prompt_length,
-                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
+                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode,
+                                completion_tokens=args.completion_tokens, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
                                 num_proc=args.dataset_num_proc)
 
 
@@ -750,6 +834,7 @@ class SLPOTrainer(Trainer):
                  callbacks=None, optimizers=(None, None), # as in transformers.Trainer
                  peft_config=None): # a PEFT configuration: train new adapters
         args = args or SLPOConfig()
+        _check_kinds(model, ref_model)
         _check_names(args, model, ref_model, processing_class)
         model = _load_model(model, args)
         tokenizer = _load_words(model, args, processing_class)
@@ -757,12 +842,13 @@ class SLPOTrainer(Trainer):
         if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token           # masked everywhere, so any token will do
         _check_model(model, tokenizer)
         _mend_generation(model)
-        if args.disable_dropout: _disable_dropout(model)
         if peft_config is not None:
             from peft import get_peft_model
             model = get_peft_model(model, peft_config)
-        if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
         _stay_trainable(model)
+        if args.disable_dropout: _disable_dropout(model)
+        if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
+        _check_length_stays(model)
         self._sft = args.loss_type == "sft"
         self._changes, self._data_name = [], None
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
@@ -778,19 +864,23 @@ class SLPOTrainer(Trainer):
         self.label_names = ["labels"]
         self.add_callback(_Interrupt(self))
         ref_model = _load_model(ref_model, args, "ref_model", model.dtype)
+        if ref_model is not None and args.disable_dropout: _disable_dropout(ref_model)
         self._settle_layout(ref_model)
         self._set_reference(ref_model)
 
 # %% ../nbs/07_trainer.ipynb #cell-019
 @patch
 def _settle_layout(self:SLPOTrainer, ref_model):
-    "Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own gives."
+    """Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own
+    gives. Raises `ValueError` for rows that are longer than a model has positions."""
     self._head_budget, self._vouched, why = math.inf, _Extent(), None
-    if not getattr(self.data_collator, "packed", False): return
     models = [(name, model) for name, model in (("the model", self.model), ("the reference model", ref_model)) if model is not None]
+    extent = _extent_of(self._all_datasets(), self._row_limit)
+    for name, model in models: _check_positions(name, model, extent)
+    if not getattr(self.data_collator, "packed", False): return
     whys = [f"{name} cannot be packed, {why}" for name, model in models if (why := _why_not_packed(model))]
     if self.args.n_gpu > 1: whys.append("several GPUs in one process split a batch by its rows; start one process for each, with accelerate launch")
-    whys += [] if whys else self._why_not_these(models, self._all_datasets())
+    whys += [] if whys else self._why_not_these(models, extent)
     if self._shared_out(): why = "its weights are shared out"
     elif not whys: why = next(filter(None, (_why_not_in_chunks(model) for _, model in models)), None)
     if self.args.world_size > 1: whys, why = broadcast_object_list([whys, why])               # the first process decides for all
@@ -810,9 +900,8 @@ def _all_datasets(self:SLPOTrainer) -> list:
     return [d for d in (self.train_dataset, *evals) if d is not None]
 
 @patch
-def _why_not_these(self:SLPOTrainer, models:list, datasets:list, whole:bool=True) -> list:
-    "Why the longest groups of these data sets must not be packed: at most one line. `models`: (name, model); `whole`: all their weights are here."
-    extent = _extent_of(datasets, self._row_limit)
+def _why_not_these(self:SLPOTrainer, models:list, extent:_Extent, whole:bool=True) -> list:
+    "Why groups as long as these must not be packed: at most one line. `models`: (name, model); `whole`: all their weights are here."
     if not extent.exceeds(self._vouched): return []
     for name, model in models:
         why = _out_of_reach(model.config.get_text_config(), extent.row)
@@ -824,11 +913,14 @@ def _why_not_these(self:SLPOTrainer, models:list, datasets:list, whole:bool=True
 
 @patch
 def _check_layout(self:SLPOTrainer, *datasets):
-    "For tokenised data that come later: padded rows from now on, where groups are longer than those tried so far and packed rows are not exact for them."
-    if not getattr(self.data_collator, "packed", False): return
+    """For tokenised data that come later: padded rows from now on, where groups are longer than those tried so far and packed
+    rows are not exact for them. Raises `ValueError` for rows that are longer than a model has positions."""
     models = [("the model", self.accelerator.unwrap_model(self.model))]
     if self.ref_model is not None: models.append(("the reference model", self.ref_model))
-    whys = self._why_not_these(models, datasets, whole=not self._shared_out())
+    extent = _extent_of(datasets, self._row_limit)
+    for name, model in models: _check_positions(name, model, extent)
+    if not getattr(self.data_collator, "packed", False): return
+    whys = self._why_not_these(models, extent, whole=not self._shared_out())
     if self.args.world_size > 1: (whys,) = broadcast_object_list([whys])
     if whys: self._pad(whys[0])
 
@@ -914,7 +1006,7 @@ def _read_kept(path:Path, total:int):
             return flat
         else:
             why = "not all of its numbers are finite"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError, MemoryError) as e:
         why = str(e).split("\n")[0] or type(e).__name__
@@ -924,8 +1016,10 @@ def _write_kept(path:Path, flat):
     "Write a file of reference log-probabilities, whole or not at all."
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.npy")                                    # a killed run leaves no half file under the name
+    content = io.BytesIO()                                                                   # np.save into a file does not see that its last part finds no room
+    np.save(content, flat)
     try:
-        np.save(unfinished, flat)
+        unfinished.write_bytes(content.getvalue())
         unfinished.replace(path)
     finally:
         with suppress(OSError):
