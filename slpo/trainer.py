@@ -31,10 +31,10 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
-import yaml
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import IterableDataset
 from fastcore.basics import patch
+from huggingface_hub import ModelCardData
 from huggingface_hub.constants import HF_HOME, is_offline_mode
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
@@ -851,6 +851,7 @@ class SLPOTrainer(Trainer):
         if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
         _check_length_stays(model)
         self._sft = args.loss_type == "sft"
+        self._changes, self._data_name = [], None
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
         many = isinstance(eval_dataset, dict)
         evals = eval_dataset if many else {None: eval_dataset}
@@ -1407,7 +1408,7 @@ def _what_is_whole(self:SLPOTrainer) -> str:
 
 @patch
 def _stopped(self:SLPOTrainer, what:str, rows:list) -> str:
-    why = "an overflow in this precision, or a learning rate that has driven the weights too far: try a lower learning_rate, more warm-up, or float32"
+    why = "an overflow in this precision, or a learning rate that has driven the weights too far: try a lower learning_rate, more warm-up (resumed runs take them from there on), or float32"
     return f"step {self.state.global_step}: {what} is not finite, in rows {_few(rows)} of the data set; no step was taken and nothing was saved. Likely {why}. {self._what_is_whole()}"
 
 @patch
@@ -1518,6 +1519,7 @@ def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_o
 @patch
 def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
     "All weights of a checkpoint, under the names that the model has for them."
+    self._starts_at_reference = False
     if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
         self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype).state_dict())
     else: Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
@@ -1528,13 +1530,20 @@ def _save_rng_state(self:SLPOTrainer, output_dir):
     Trainer._save_rng_state(self, output_dir)
     state = {"seen": list(self._seen), "sums": {k: list(v) for k, v in self._sums["train"].items()}}
     (Path(output_dir)/f"metrics_{self.args.process_index}.json").write_text(json.dumps(state))
+    if self.args.should_save: (Path(output_dir)/"slpo.json").write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
     self.accelerator.wait_for_everyone()
 
 @patch
 def _load_sums(self:SLPOTrainer, path):
-    file = Path(path)/f"metrics_{self.args.process_index}.json"
-    state = json.loads(file.read_text()) if file.exists() else {"seen": [0., 0.], "sums": {}}
-    self._seen, self._sums["train"] = state["seen"], defaultdict(float, state["sums"])
+    "The sums of the metrics since the last log, and of the whole run; where another number of processes wrote them, the first one takes all."
+    files = sorted(Path(path).glob("metrics_*.json"))
+    states = [json.loads(file.read_text()) for file in files]
+    self._seen = states[0]["seen"] if states else [0., 0.]
+    self._sums["train"] = defaultdict(float)
+    if len(states) == self.args.world_size: states = [json.loads((Path(path)/f"metrics_{self.args.process_index}.json").read_text())]
+    elif self.args.process_index: states = []
+    for state in states:
+        for key, sums in state["sums"].items(): self._sums["train"][key] = np.add(self._sums["train"][key], sums)
 
 @patch
 def _save_checkpoint(self:SLPOTrainer, model, trial):
@@ -1546,6 +1555,92 @@ def _save_checkpoint(self:SLPOTrainer, model, trial):
 
 @patch
 def _load_best_model(self:SLPOTrainer): self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+# %% ../nbs/07_trainer.ipynb #cell-265
+def _data_fingerprint(dataset) -> str:
+    "Names the token ids and ranks of groups, in their order: 16 hexadecimal digits; None for a stream, which is not read ahead."
+    if not hasattr(dataset, "select_columns") or isinstance(dataset, IterableDataset): return None
+    digest = hashlib.sha256()
+    columns = [c for c in ("prompt_ids", "completion_ids", "ranks") if c in dataset.column_names]
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
+        for name in columns:
+            values = table[name].combine_chunks()
+            while hasattr(values, "value_lengths"):                         # lists, and lists of lists
+                digest.update(values.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+                values = values.flatten()
+            digest.update(values.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+def _reference_mean(dataset) -> float: # nats, None where it is not known beforehand
+    "Mean reference log-probability of the first completions of up to 1,000 groups: tells one reference from another."
+    if "ref_logps" not in (getattr(dataset, "column_names", None) or ()) or isinstance(dataset, IterableDataset): return None
+    return float(np.mean([logps[0] for logps in dataset[:1000]["ref_logps"]]))
+
+_STAYS = "loss_type seed data_seed optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon dataloader_drop_last train_sampling_strategy disable_dropout"
+_MAY_CHANGE = "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_grad_norm bf16 fp16 neftune_noise_alpha"
+
+@patch
+def _record(self:SLPOTrainer) -> dict:
+    "What a run is made of, for its checkpoints: `stays` must be the same when it goes on, `may change` holds from there on."
+    a, own = self.args, self._own_loss()
+    stays = {name: getattr(a, name) for name in f"{_STAYS} {' '.join(_KNOBS.values()) if own else _KNOBS[a.loss_type]}".split()}
+    stays["loss"] = own
+    stays["groups in a step"] = a.train_batch_size*a.gradient_accumulation_steps*a.world_size
+    if self._data_name is None: self._data_name = _data_fingerprint(self.train_dataset)
+    stays["training data"] = self._data_name
+    may_change = {name: getattr(a, name) for name in _MAY_CHANGE.split()}
+    if not str(getattr(a.lr_scheduler_type, "value", a.lr_scheduler_type)).startswith("constant"):                    # the others depend on where the end is
+        may_change |= {"max_steps": a.max_steps, "num_train_epochs": a.num_train_epochs}
+    record = {"stays": stays, "may change": may_change, "reference": _reference_mean(self.train_dataset), "changes": self._changes}
+    return json.loads(json.dumps(record, default=lambda x: str(getattr(x, "value", x))))
+
+@patch
+def _own_loss(self:SLPOTrainer) -> str:
+    "The name of a class with a `preference_loss` of its own, or None."
+    return None if self._sft or type(self).preference_loss is SLPOTrainer.preference_loss else type(self).__name__
+
+# %% ../nbs/07_trainer.ipynb #cell-266
+@patch
+def _check_resume(self:SLPOTrainer, path, # a checkpoint
+                  step:int, # its step
+                  finished:bool): # is there nothing left to train?
+    "Raise `ValueError` where a run would go on as another than the one that made the checkpoint; say what holds from there on."
+    file = Path(path)/"slpo.json"
+    if not file.exists():
+        logger.warning("%s has no record of the settings and data that it was made with: whether they are the same now is not checked", path)
+        return
+    then = json.loads(file.read_text(encoding="utf-8"))
+    self._changes = then["changes"]
+    now = self._record()
+    other = {k: (v, now["stays"].get(k)) for k, v in then["stays"].items() if now["stays"].get(k) != v}
+    if None in other.get("training data", ()): del other["training data"]                          # a stream
+    a, b = then["reference"], now["reference"]
+    if not (other or a is None or b is None) and abs(a - b) > .01*max(abs(a), 1): other["mean reference log-probability (another model to start from?)"] = (a, b)
+    changed = {k: [v, now["may change"][k]] for k, v in then["may change"].items() if k in now["may change"] and now["may change"][k] != v}
+    if finished: other |= {k: v for k, v in changed.items() if k not in ("max_steps", "num_train_epochs")}
+    if self.is_deepspeed_enabled and "learning_rate" in changed: other["learning_rate"] = changed["learning_rate"]
+    if other:
+        what = ", ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in other.items())
+        why = "it is finished, so that these would have no effect" if finished else "half of the run would be another one's"
+        raise ValueError(f"{path} was not made by the run that is to go on: {what}; {why}. Give the values of before to go on with it, "
+                         "or start anew: without resume_from_checkpoint (--resume), in another output_dir (--output_dir)")
+    if not changed: return
+    self._changes = [*self._changes, {"step": step, **changed}]
+    logger.warning("resumed with other settings, which hold from step %d on: %s", step, ", ".join(f"{k} {old} -> {new}" for k, (old, new) in changed.items()))
+
+@patch
+def _load_optimizer_and_scheduler(self:SLPOTrainer, checkpoint):
+    "As in transformers, which goes on at the rate of before; a learning rate that was given anew holds from here on."
+    Trainer._load_optimizer_and_scheduler(self, checkpoint)
+    if checkpoint is None or not self._changes or self._changes[-1]["step"] != self.state.global_step: return
+    old, new = self._changes[-1].get("learning_rate", (1, 1))
+    if old == new: return
+    if not old: raise ValueError(f"{checkpoint} was made with learning_rate={old}: no schedule can be taken over from it")
+    for group in self.optimizer.param_groups:
+        for name in ("lr", "initial_lr"):
+            if name in group: group[name] = group[name]*new/old
+    for name in ("base_lrs", "_last_lr"):
+        if hasattr(self.lr_scheduler, name): setattr(self.lr_scheduler, name, [rate*new/old for rate in getattr(self.lr_scheduler, name)])
 
 # %% ../nbs/07_trainer.ipynb #cell-033
 class Interrupted(KeyboardInterrupt):
@@ -1581,12 +1676,14 @@ def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
     """As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was written to the end, or starts anew.
     Raises `Interrupted` after a signal, `FloatingPointError` for a loss or gradient that is not finite."""
     path = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint or None
-    self._step_rows, self._seen = [], [0., 0.]
+    self._step_rows, self._seen, self._changes = [], [0., 0.], []
     self._sums["train"].clear()
     if path:
         self._load_sums(path)
         state = TrainerState.load_from_json(str(Path(path)/"trainer_state.json"))
-        if state.global_step >= self.args.max_steps if self.args.max_steps > 0 else state.epoch >= self.args.num_train_epochs:
+        finished = state.global_step >= self.args.max_steps if self.args.max_steps > 0 else state.epoch >= self.args.num_train_epochs
+        self._check_resume(path, state.global_step, finished)
+        if finished:
             self._load_from_checkpoint(path)
             self.state = state
             self.log({"total_flos": state.total_flos, "train_loss": self._mean_loss()})
@@ -1603,23 +1700,42 @@ def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1
 _METHODS = {"slpo": "SLPO (Ho 2025)", "slpo_sample": "SLPO, sample-mass form", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
 _ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length max_completion_length truncation_mode seed bf16 fp16"
 
+def _as_list(value) -> list: return [] if value is None else [value] if isinstance(value, str) else list(value)
+
 @patch
-def create_model_card(self:SLPOTrainer, folder=None, model_name=None, tags=None, **kwargs):
-    "Write README.md: base model, data, method, settings, results, versions. `folder`: where; default: output_dir."
+def _facts(self:SLPOTrainer, base:str) -> dict:
+    "What the model card says: name -> value."
+    a, own = self.args, self._own_loss()
+    data = self.train_dataset
+    groups = "none" if data is None else len(data) if hasattr(data, "__len__") else "streamed"
+    facts = {"method": f"a loss of its own, {own}" if own else _METHODS[a.loss_type], "trained from": base, "groups in the training data": groups, "optimizer steps": self.state.global_step}
+    names = f"{'' if own else _KNOBS[a.loss_type]} {_ALWAYS}".split()
+    names.remove("num_train_epochs" if a.max_steps > 0 else "max_steps")                       # the other one rules
+    for name in names:
+        facts[name] = str(getattr(getattr(a, name), "value", getattr(a, name)))
+        before = [f"{change[name][0]} until step {change['step']}" for change in self._changes if name in change]
+        if before: facts[name] += f" ({', '.join(before)})"
+    last = self.state.log_history[-1] if self.state.log_history else {}
+    facts |= {k: f"{v:.4g}" for k, v in last.items() if k.startswith("eval_") and "/" in k}
+    return facts | {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
+
+@patch
+def create_model_card(self:SLPOTrainer, folder=None, model_name=None, # where to write it, default: output_dir; its title
+                      tags=None, language=None, license=None, dataset=None, dataset_name=None, # for the hub, as `push_to_hub` takes them
+                      finetuned_from=None, tasks=None, dataset_tags=None, dataset_args=None): # the same; dataset_args is not used
+    "Write README.md: base model, data, method, settings, results, versions."
     if not self.is_world_process_zero(): return
-    a, base = self.args, self.accelerator.unwrap_model(self.model).config._name_or_path
-    base = "a model built from its configuration" if not base else Path(base).name if Path(base).exists() else base            # no paths of this machine
-    rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else "streamed"
-    own = type(self).preference_loss is not SLPOTrainer.preference_loss and not self._sft
-    facts = {"method": f"a loss of its own, {type(self).__name__}" if own else _METHODS[a.loss_type], "trained from": base, "groups in the training data": rows, "optimizer steps": self.state.global_step}
-    facts |= {k: getattr(a, k) for k in f"{'' if own else _KNOBS[a.loss_type]} {_ALWAYS}".split()}
-    facts |= {k: f"{v:.4g}" for k, v in (self.state.log_history[-1] if self.state.log_history else {}).items() if k.startswith("eval_") and "/" in k}
-    facts |= {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
-    head = {"library_name": "transformers", "tags": ["slpo", *([] if own else [a.loss_type]), *([tags] if isinstance(tags, str) else tags or [])]} | ({"base_model": base} if "/" in base else {})
-    title = model_name or Path(a.output_dir).name
-    text = f"---\n{yaml.safe_dump(head)}---\n\n# {title}\n\nTrained with slpo.\n\n| | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in facts.items())
-    Path(folder or a.output_dir).mkdir(parents=True, exist_ok=True)
-    (Path(folder or a.output_dir)/"README.md").write_text(text, encoding="utf-8")
+    a, model = self.args, self.accelerator.unwrap_model(self.model)
+    path = finetuned_from or model.config._name_or_path
+    base = "a model built from its configuration" if not path else Path(path).name if Path(path).exists() else path            # no paths of this machine
+    method = [] if self._own_loss() else [a.loss_type]
+    title, folder = model_name or Path(a.output_dir).name, Path(folder or a.output_dir)
+    head = ModelCardData(language=language, license=license, library_name="peft" if hasattr(model, "peft_config") else "transformers",
+                         tags=["slpo", *method, *_as_list(tags)], datasets=[*_as_list(dataset), *_as_list(dataset_name), *_as_list(dataset_tags)] or None,
+                         base_model=base if "/" in base else None, pipeline_tag=_as_list(tasks)[0] if tasks else "text-generation", model_name=model_name)
+    table = "".join(f"| {k} | {v} |\n" for k, v in self._facts(base).items())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/"README.md").write_text(f"---\n{head.to_yaml()}\n---\n\n# {title}\n\nTrained with slpo.\n\n| | |\n|---|---|\n{table}", encoding="utf-8")
 
 @patch
 def save_model(self:SLPOTrainer, output_dir=None, _internal_call=False):
