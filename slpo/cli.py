@@ -12,10 +12,12 @@ import difflib
 import gc
 import json
 import logging
+import math
 import os
 import platform
 import signal
 import sys
+import tempfile
 import types
 import typing
 from dataclasses import dataclass, field, replace
@@ -27,14 +29,16 @@ import numpy as np
 import torch
 import yaml
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, HfArgumentParser
+from safetensors import SafetensorError
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .data import _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
-from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, bootstrap_mean, distinct_n, generate, interval_table, judge_cost, judge_questions, judge_win_rate, prompt_text, sample_kl, win_rate
+from .data import ROW, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
+from .dpo import preference_accuracy
+from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _knob
+from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _LOSS_DEFAULTS, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -42,12 +46,12 @@ class RunArguments:
     "What to train on what: the flags of `slpo_train` beside those of `SLPOConfig`."
     model_name_or_path: str | None = _knob(None, "Hub id or folder of a causal language model; None, with dataset 'world': a small Pythia from scratch.")
     gguf_file: str | None = _knob(None, "Name of a GGUF file in that folder.")
-    dtype: str = _knob("float32", "Precision of the weights: float32 | bfloat16 | float16. Keep float32 for training and add --bf16 for bf16 arithmetic.")
+    dtype: str = _knob("float32", "Precision of the weights: float32 | bfloat16 | float16, or auto: the checkpoint's own. Keep float32 for training and add --bf16 for bf16 arithmetic.")
     dataset_name: str = _knob("world", "'world' (built in), a .jsonl, .jsonl.gz or .parquet file, a folder of them, or a hub id.")
     dataset_split: str = _knob("train", "Split to train on.")
-    eval_split: str | None = _knob(None, "Split to evaluate on; None: hold out eval_size rows of the training split, no prompt in both.")
+    eval_split: str | None = _knob(None, "Split to evaluate on; None: hold out rows of the training split. No prompt is in both.")
     train_size: int | None = _knob(None, "Train on so many pairs, drawn with the seed; None: all.")
-    eval_size: int = _knob(256, "Evaluate on so many pairs.")
+    eval_size: int | None = _knob(None, "Evaluate on so many pairs; None: at most 256, and where they are held out, of a tenth of the prompts; 0: train without an evaluation.")
     sft_targets: str = _knob("all", "Supervised fine-tuning on the chosen completion of every pair: all | of each prompt's last pair alone, as the original DPO code does: unique_prompts.")
     sft_epochs: float = _knob(0., "Epochs of supervised fine-tuning on the chosen completions before the preference stage.")
     sft_learning_rate: float | None = _knob(None, "Learning rate of that stage; None: learning_rate.")
@@ -56,6 +60,19 @@ class RunArguments:
     max_new_tokens: int = _knob(64, "Longest sample, tokens.")
     eval_sampling: bool = _knob(False, "Sample for those prompts at every evaluation, too: samples.jsonl, and the trackers.")
     resume: bool = _knob(False, "Continue an interrupted run from its newest complete checkpoint.")
+
+    def __post_init__(self):
+        for name in ("train_size", "sft_learning_rate", "sft_batch_size", "max_new_tokens"): _check_number(self, name, above=0)
+        for name in ("eval_size", "sft_epochs", "sample_prompts"): _check_number(self, name)
+        if self.sft_targets not in ("all", "unique_prompts"): raise ValueError(f"sft_targets={self.sft_targets!r}: expected all or unique_prompts")
+        torch_dtype(self.dtype)
+
+def _check_number(settings, name:str, above:float=None):
+    "Raise `ValueError`, naming the setting, where it is set, and below 0 or not above `above`."
+    value = getattr(settings, name)
+    if value is None: return
+    if above is None and not 0 <= value < math.inf: raise ValueError(f"{name}={value}: expected 0 or more")
+    if above is not None and not above < value < math.inf: raise ValueError(f"{name}={value}: expected a number above {above}")
 
 # %% ../nbs/09_cli.ipynb #cell-284
 _OTHERS_NAMES = dict(
@@ -229,47 +246,133 @@ def _fresh_folder(base:str, resume:bool) -> str:
 
 # %% ../nbs/09_cli.ipynb #cell-010
 def _sft_rows(rows:Dataset, targets:str) -> Dataset:
-    "All rows, or of each prompt the row that stands last in the data. Raises `ValueError` for another word."
-    if targets not in ("all", "unique_prompts"): raise ValueError(f"sft_targets={targets!r}: expected all or unique_prompts")
-    if targets == "all": return rows
-    last = {_key(prompt): i for _, i, prompt in sorted(zip(rows["row"], range(len(rows)), rows["prompt"]))}
+    "All rows, or of each prompt the row that stands last in the data."
+    if rows is None or targets == "all": return rows
+    last = {_key(prompt): i for _, i, prompt in sorted(zip(rows[ROW], range(len(rows)), rows["prompt"]))}
     return rows.select(sorted(last.values()))
 
+def _count(n:int, word:str="row") -> str: return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+def _load_split(run:RunArguments, args:SLPOConfig, split:str) -> Dataset:
+    "The rows of a split in the order of the seed, with their numbers, which messages name."
+    rows = load_preferences(run.dataset_name, split, args.on_bad_rows, sft=args.loss_type == "sft")
+    rows = rows.add_column(ROW, range(len(rows))).shuffle(seed=args.seed)
+    return _sft_rows(rows, run.sft_targets) if args.loss_type == "sft" else rows
+
 def _load_data(run:RunArguments, args:SLPOConfig) -> tuple:
-    "(train, eval) rows of text; no prompt is in both."
-    def load(split):
-        rows = load_preferences(run.dataset_name, split, args.on_bad_rows, sft=args.loss_type == "sft")
-        rows = rows.add_column("row", range(len(rows))).shuffle(seed=args.seed)                # the numbers that messages name
-        return _sft_rows(rows, run.sft_targets) if args.loss_type == "sft" else rows
-    data = load(run.dataset_split)
-    if run.eval_split: test = load(run.eval_split)
-    else:
-        keys = [_key(prompt) for prompt in data["prompt"]]
-        held_out = set(keys[:run.eval_size])
-        inside = [key in held_out for key in keys]
-        test, data = [data.select([i for i, x in enumerate(inside) if x is want]) for want in (True, False)]
-        if (more := len(test) - run.eval_size) > 0: print(f"{more} more {'row has a' if more == 1 else 'rows have'} held-out prompt{'s'*(more > 1)}: neither trained nor evaluated on")
-    test = test.select(range(min(run.eval_size, len(test))))
+    "(train, eval) rows of text; no prompt is in both. eval is None where eval_size is 0. Raises `ValueError` where nothing would be left to train on."
+    if run.eval_size == 0: _check_no_evaluation(run, args)
+    data, test = _load_split(run, args, run.dataset_split), None
+    if run.eval_split and run.eval_size != 0:
+        test = _load_split(run, args, run.eval_split)
+        test = test.select(range(min(256 if run.eval_size is None else run.eval_size, len(test))))
+        data = _without_prompts(data, test, run)
+    elif run.eval_size != 0: data, test = _hold_out(data, run)
     if run.train_size: data = data.select(range(min(run.train_size, len(data))))
-    if not len(data) or not len(test): raise ValueError(f"{len(data)} rows to train on and {len(test)} to evaluate on: lower --eval_size")
     return data, test
 
+def _check_no_evaluation(run:RunArguments, args:SLPOConfig):
+    "Raise `ValueError` for a setting that asks for an evaluation where there is none."
+    asked = {"eval_strategy": args.eval_strategy if args.eval_strategy != "no" else None, "eval_examples": args.eval_examples, "eval_on_start": args.eval_on_start or None,
+             "load_best_model_at_end": args.load_best_model_at_end or None, "eval_sampling": run.eval_sampling or None}
+    for name, value in asked.items():
+        if value is not None: raise ValueError(f"eval_size=0 leaves nothing to evaluate on, and {name}={getattr(value, 'value', value)} asks for an evaluation: leave one of the two out")
+
+# %% ../nbs/09_cli.ipynb #cell-286
+def _hold_out(rows:Dataset, run:RunArguments) -> tuple:
+    "(train, eval): the first `eval_size` rows, by default a tenth of the prompts, are evaluated on; no row with one of their prompts is trained on."
+    keys = [_key(prompt) for prompt in rows["prompt"]]
+    prompts, name = list(dict.fromkeys(keys)), Path(run.dataset_name).name
+    size, held_out = run.eval_size, set(keys[:run.eval_size])
+    ways = "name other rows with --eval_split, or train without an evaluation: --eval_size 0"
+    if len(prompts) == 1: raise ValueError(f"{name}: {_count(len(rows))} with one prompt, which cannot be trained and evaluated on: {ways}")
+    if size is None:
+        held_out = set(prompts[:min(256, max(len(prompts)//10, 1))])
+        size = min(256, sum(key in held_out for key in keys))
+    if len(held_out) == len(prompts):
+        most = keys.index(prompts[-1])                                         # rows before the first one with the last prompt
+        raise ValueError(f"{name}: eval_size={size} takes {_count(min(size, len(rows)))} of {len(rows):,}, which have all {len(prompts):,} prompts, and leaves nothing to train on: "
+                         f"give --eval_size {most} or less, {ways}")
+    inside = [key in held_out for key in keys]
+    test, data = [rows.select([i for i, x in enumerate(inside) if x is want]) for want in (True, False)]
+    if (more := len(test) - size) > 0: print(f"{more} more {'row has a' if more == 1 else 'rows have'} held-out prompt{'s'*(more > 1)}: neither trained nor evaluated on")
+    return data, test.select(range(min(size, len(test))))
+
+def _without_prompts(rows:Dataset, test:Dataset, run:RunArguments) -> Dataset:
+    "The rows whose prompts are not evaluated on. Raises `ValueError` where none is left."
+    held_out = {_key(prompt) for prompt in test["prompt"]}
+    keep = [i for i, prompt in enumerate(rows["prompt"]) if _key(prompt) not in held_out]
+    if not keep: raise ValueError(f"{run.dataset_name}: every row of the split {run.dataset_split!r} has a prompt of the split {run.eval_split!r}, and leaves nothing to train on: name another --eval_split, or hold rows out with --eval_size")
+    if less := len(rows) - len(keep): print(f"{_count(less)} of the split {run.dataset_split!r} {'has a prompt' if less == 1 else 'have prompts'} of the split {run.eval_split!r}: not trained on")
+    return rows.select(keep) if less else rows
+
+# %% ../nbs/09_cli.ipynb #cell-287
 def _load_policy(run:RunArguments, args:SLPOConfig, train:Dataset) -> tuple:
     "(model, tokenizer) by name, or a small Pythia with a tokenizer made from the built-in world."
-    if run.model_name_or_path is None:
-        if run.dataset_name != "world": raise ValueError(f"--model_name_or_path is missing: which model is to be trained on {run.dataset_name}?")
-        tokenizer = train_tokenizer((r["prompt"] + r[c] for r in train for c in ("chosen", "rejected") if c in r), vocab_size=1024)
-        torch.manual_seed(args.seed)
-        return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
-                                                max_position_embeddings=512, bos_token_id=0, eos_token_id=0)), tokenizer
-    where = dict(pretrained_model_name_or_path=run.model_name_or_path, gguf_file=run.gguf_file)
-    options = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else json.loads(args.model_init_kwargs or "{}")
-    model = AutoModelForCausalLM.from_pretrained(**where, **{"dtype": getattr(torch, run.dtype), **options})
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    if run.gguf_file:                                                          # the weights were unpacked: nothing is quantised any more
-        model.hf_quantizer, model.is_quantized = None, False
-        if hasattr(model.config, "quantization_config"): del model.config.quantization_config
-    return model, tokenizer
+    name = run.model_name_or_path
+    if name is not None:
+        tokenizer = load_tokenizer(name, run.gguf_file, "--model_name_or_path")
+        return load_model(name, gguf_file=run.gguf_file, what="--model_name_or_path", **{"dtype": run.dtype, **_init_kwargs(args)}), tokenizer
+    if run.dataset_name != "world": raise ValueError(f"--model_name_or_path is missing: which model is to be trained on {run.dataset_name}?")
+    tokenizer = train_tokenizer((r["prompt"] + r[c] for r in train for c in ("chosen", "rejected") if c in r), vocab_size=1024)
+    torch.manual_seed(args.seed)
+    config = GPTNeoXConfig(vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
+                           max_position_embeddings=512, bos_token_id=0, eos_token_id=0)
+    return GPTNeoXForCausalLM(config), tokenizer
+
+def _tokenized_rows(rows:Dataset, tokenizer, args:SLPOConfig) -> tuple:
+    "(rows of text, their groups of token ids) without the rows that cannot be used, after a report. Raises `BadRows` unless told to drop them."
+    if rows is None: return None, None
+    if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
+    with args.main_process_first(desc="tokenising"): groups = _tokenized(rows, tokenizer, args)
+    if len(groups) < len(rows):
+        kept = set(groups["row"])
+        rows = rows.select([i for i, row in enumerate(rows[ROW]) if row in kept])
+    return rows, groups
+
+def _extras(rows:Dataset) -> list:
+    "What the chat template is given beside the messages of each row: tools and settings of its own, where there are any."
+    names = [name for name in ("tools", "chat_template_kwargs") if name in rows.column_names]
+    return [{name: row[name] for name in names if row[name] is not None} for row in rows.select_columns(names)] if names else [{}]*len(rows)
+
+# %% ../nbs/09_cli.ipynb #cell-288
+def _check_writable(folder:Path):
+    "Raise `OSError`, naming the folder, where nothing can be written to it; nothing is left there."
+    there = next((p for p in (folder, *folder.parents) if p.exists()), Path("."))
+    if not there.is_dir(): raise NotADirectoryError(f"--output_dir {folder}: {there} is a file")
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as e: raise OSError(f"--output_dir {folder}: nothing can be written there ({e.strerror or e})") from e
+
+@contextlib.contextmanager
+def _writing(folder:Path):
+    "Errors of writing name the folder."
+    try: yield
+    except (OSError, RuntimeError, SafetensorError) as e:
+        why = e.strerror if isinstance(e, OSError) and e.strerror else e
+        raise OSError(f"{folder}: could not be written ({why})") from e
+
+_SAME_RUN = ("model_name_or_path", "gguf_file", "dtype", "dataset_name", "dataset_split", "eval_split", "train_size", "eval_size", "sft_targets", "sft_epochs",
+             "sft_learning_rate", "sft_batch_size")
+
+def _check_same_run(run:RunArguments, args:SLPOConfig, out:Path):
+    "Raise `ValueError`, naming the settings, where a run that is to go on was begun with others."
+    now = {name: getattr(run, name) for name in _SAME_RUN} | {"loss_type": args.loss_type, "seed": args.seed}
+    file = out/"run.json"
+    if run.resume and file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if changed := [f"{name}={value} (was {before[name]})" for name, value in now.items() if name in before and before[name] != value]:
+            raise ValueError(f"--resume: {out} holds a run with other settings, now {', '.join(changed)}: give those of then, or choose another --output_dir")
+    return now
+
+def _check_stages(run:RunArguments, args:SLPOConfig):
+    "Raise `ValueError` for what the stages of a run cannot do together."
+    if args.resume_from_checkpoint: raise ValueError("resume_from_checkpoint has no effect here: --resume goes on from the newest complete checkpoint of --output_dir")
+    shared = args.fsdp or args.deepspeed or any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
+    if run.sft_epochs and args.loss_type != "sft" and shared:
+        raise ValueError("sft_epochs with FSDP or DeepSpeed would hand a model that is shared out to a second trainer: run two commands, --loss_type sft first, and then its folder as --model_name_or_path")
 
 # %% ../nbs/09_cli.ipynb #cell-012
 class _Progress(ProgressCallback):
@@ -293,17 +396,20 @@ def _stage(name:str, model, tokenizer, args:SLPOConfig, train:Dataset, test:Data
 
 # %% ../nbs/09_cli.ipynb #cell-014
 def _changes(trainer:SLPOTrainer) -> dict:
-    "Held-out log-prob changes and accuracy of a preference stage: name -> (mean, low, high), intervals by prompt."
+    "Held-out log-prob changes and accuracy of a preference stage: name -> (mean, low, high), intervals by prompt. Chosen: the best rank."
     data = trainer.eval_dataset
     new = trainer.group_logps(data, desc="held-out log-probs")
     old = data["ref_logps"] if "ref_logps" in data.column_names else trainer.group_logps(data, trainer.ref_model, "their reference log-probs")
     clusters = [" ".join(map(str, p)) for p in data["prompt_ids"]]
-    chosen = np.array([n[0] - o[0] for n, o in zip(new, old)])
-    rejected = np.array([np.mean(np.subtract(n[1:], o[1:])) for n, o in zip(new, old)])
-    return {"chosen log-prob change (displacement), nats": bootstrap_mean(chosen, clusters),
-            "rejected log-prob change, nats": bootstrap_mean(rejected, clusters),
-            "held-out preference accuracy": bootstrap_mean((np.sign(chosen - rejected) + 1)/2, clusters),
-            "share of chosen completions that became less likely": bootstrap_mean(chosen < 0, clusters)}
+    chosen, rejected, accuracy = [], [], []
+    for ours, theirs, ranks in zip(new, old, data["ranks"]):
+        logps, ref_logps = (torch.tensor([x], dtype=torch.float64) for x in (ours, theirs))
+        best, rest = _best_and_rest(logps - ref_logps, torch.tensor([ranks]))
+        chosen.append(best.item())
+        rejected.append(rest.item())
+        accuracy.append(preference_accuracy(logps, ref_logps, torch.tensor([ranks])).item())
+    return bootstrap_means({"chosen log-prob change (displacement), nats": chosen, "rejected log-prob change, nats": rejected, "held-out preference accuracy": accuracy,
+                            "share of chosen completions that became less likely": np.less(chosen, 0)}, clusters)
 
 def _rewards(before:list, after:list, prompts:list) -> dict:
     "Ground truth of the built-in world: name -> (mean, low, high)."
@@ -337,68 +443,117 @@ def _write_samples(path:Path, prompts:list, before:list, after:list):
 def train(run:RunArguments, # what to train on what
           args:SLPOConfig, # how
          ) -> dict: # what metrics.json holds
-    "SFT where asked for, then the preference stage; writes models, metrics.json, figure.png and samples.md to `args.output_dir`."
+    """SFT where asked for, then the preference stage; writes models, metrics.json, figure.png and samples.md to `args.output_dir`. What cannot
+    work is said before anything is computed. Raises `ValueError`, and `OSError` where something cannot be written."""
     out = Path(args.output_dir)
     if not run.resume and ((out/"metrics.json").exists() or any(out.glob("*/checkpoint-*"))):
         raise ValueError(f"{out} holds an earlier run: continue it with --resume, or choose another --output_dir")
+    _check_stages(run, args)
+    _check_writable(out)
+    settings = _check_same_run(run, args, out)
     data, test = _load_data(run, args)
     model, tokenizer = _load_policy(run, args, data)
-    print(f"{len(data)} pairs to train on, {len(test)} held out; {sum(p.numel() for p in model.parameters())/1e6:.1f}M parameters; output: {out}")
-    metrics = {"run": vars(run), "config": {k: v for k, v in args.to_dict().items() if k in SLPOConfig.__annotations__ or k in _SHOWN_CONFIG},
-               "versions": {"python": platform.python_version(), **{p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}}}
-    if args.loss_type == "sft" or run.sft_epochs:
-        changes = dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
-                       per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft")
-        stage = _stage("sft", model, tokenizer, args, *(_sft_rows(d, run.sft_targets) for d in (data, test)), **changes if args.loss_type != "sft" else {})
-        first = stage.evaluate()["eval_loss"]
-        print("== supervised fine-tuning on the chosen completions")
-        stage.train(resume_from_checkpoint=run.resume)
-        stage.save_model()
-        metrics["sft"] = {"loss before": first, "loss after": stage.evaluate()["eval_loss"], "history": stage.state.log_history}
-        print(f"held-out loss, nats per completion: {first:.2f} -> {metrics['sft']['loss after']:.2f}\n")
-        model, path = stage.model, out/"sft"
-    if args.loss_type != "sft":
-        path = out/args.loss_type
-        metrics |= _preference_stage(run, args, model, tokenizer, data, test)
+    (data, groups), (test, held_out) = (_tokenized_rows(rows, tokenizer, args) for rows in (data, test))
+    if test is not None:
+        samples = _sampled_prompts(run, test)
+        check_room(model, encode_prompts(tokenizer, samples["prompt"], _extras(samples)), run.max_new_tokens)
+    print(f"{_count(len(data), 'pair')} to train on, {len(test or ())} held out; {sum(p.numel() for p in model.parameters())/1e6:.1f}M parameters; output: {out}")
     if _first_process():
-        out.mkdir(parents=True, exist_ok=True)
-        (out/"metrics.json").write_text(json.dumps(metrics, indent=1, default=str) + "\n")
-        (out/"held_out.jsonl").write_text("".join(json.dumps({k: v for k, v in row.items() if k != "row"}) + "\n" for row in test))
+        with _writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            (out/"run.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    metrics = {"run": vars(run), "rows": {"trained on": len(data), "held out": len(test or ())},
+               "config": {k: v for k, v in args.to_dict().items() if k in SLPOConfig.__annotations__ or k in _SHOWN_CONFIG}, "versions": _versions()}
+    path = out/args.loss_type
+    if args.loss_type == "sft": _, metrics["sft"] = _sft_stage(run, args, model, tokenizer, groups, held_out)
+    elif run.sft_epochs: model, metrics["sft"] = _sft_stage(run, args, model, tokenizer, *(_sft_rows(d, run.sft_targets) for d in (data, test)))
+    if args.loss_type != "sft": metrics |= _preference_stage(run, args, model, tokenizer, groups, held_out, test)
+    if _first_process():
+        with _writing(out): _write_run(out, metrics, test)
     print(f"\nthe model is in {path}: AutoModelForCausalLM.from_pretrained({str(path)!r})")
     return metrics
 
 _SHOWN_CONFIG = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "lr_scheduler_type", "warmup_steps",
                  "max_grad_norm", "weight_decay", "seed", "bf16")
 
+def _versions() -> dict: return {"python": platform.python_version(), **{p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}}
+
+def _write_run(out:Path, metrics:dict, test:Dataset):
+    "metrics.json and the rows that were evaluated on."
+    (out/"metrics.json").write_text(json.dumps(metrics, indent=1, default=str) + "\n", encoding="utf-8")
+    if test is None: return
+    lines = [json.dumps({k: v for k, v in row.items() if k != ROW}) + "\n" for row in test]
+    (out/"held_out.jsonl").write_text("".join(lines), encoding="utf-8")
+
+def _sft_stage(run, args, model, tokenizer, data, test) -> tuple:
+    "(the model, what metrics.json says of it) of supervised fine-tuning on rows of text, or groups of token ids."
+    changes = dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
+                   per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft", **_LOSS_DEFAULTS)
+    stage = _stage("sft", model, tokenizer, args, data, test, **changes if args.loss_type != "sft" else {})
+    def held_out_loss(): return stage.evaluate()["eval_loss"] if test is not None else None
+    first = held_out_loss()
+    print(f"== supervised fine-tuning on the chosen completions: {_count(len(stage.train_dataset), 'pair')}")
+    stage.train(resume_from_checkpoint=run.resume)
+    last = held_out_loss()
+    if test is not None: print(f"held-out loss, nats per completion: {first:.2f} -> {last:.2f}\n")
+    folder = Path(stage.args.output_dir)
+    with _writing(folder): stage.save_model()
+    return stage.model, {"loss before": first, "loss after": last, "history": stage.state.log_history}
+
 # %% ../nbs/09_cli.ipynb #cell-017
-def _preference_stage(run, args, model, tokenizer, data, test) -> dict:
+def _few_prompts(run:RunArguments, test:Dataset) -> Dataset:
+    "The first rows of a few different prompts."
+    first = {_key(prompt): i for i, prompt in reversed(list(enumerate(test["prompt"])))}
+    return test.select(sorted(first.values())[:run.sample_prompts])
+
+def _sampled_prompts(run:RunArguments, test:Dataset) -> Dataset:
+    "The rows whose prompts are sampled for before and after: a few, and all of the built-in world's, whose answers have a known reward."
+    return test if run.dataset_name == "world" else _few_prompts(run, test)
+
+def _preference_stage(run, args, model, tokenizer, groups, held_out, test) -> dict:
+    "Trains on groups of token ids, and says what changed on those held out; `test`: their text, or None."
     out, world = Path(args.output_dir), run.dataset_name == "world"
-    stage = _stage(args.loss_type, model, tokenizer, args, data, test)
-    fixed = list({_key(prompt): prompt for prompt in test["prompt"]}.values())[:run.sample_prompts]
-    prompts = test["prompt"] if world else fixed
+    stage = _stage(args.loss_type, model, tokenizer, args, groups, held_out)
+    prompts, extras = [], []
+    if test is not None:
+        samples = _sampled_prompts(run, test)
+        prompts, extras = samples["prompt"], _extras(samples)
     def say(seed, desc):
         size = 128 if world else args.per_device_eval_batch_size
         return generate(stage.model, tokenizer, prompts, run.max_new_tokens, seed=args.seed + seed, batch_size=size,
-                        desc=None if args.disable_tqdm else desc)
-    if run.eval_sampling: stage.add_callback(SampleTable(stage, fixed, max_new_tokens=run.max_new_tokens, batch_size=args.per_device_eval_batch_size))
+                        desc=None if args.disable_tqdm else desc, extras=extras)
+    if run.eval_sampling:
+        few = _few_prompts(run, test)
+        stage.add_callback(SampleTable(stage, few["prompt"], extras=_extras(few), max_new_tokens=run.max_new_tokens, batch_size=args.per_device_eval_batch_size))
     before = say(0, "samples before")
-    print(f"== {args.loss_type}: {len(data)} pairs")
+    print(f"== {args.loss_type}: {_count(len(groups), 'pair')}")
     stage.train(resume_from_checkpoint=run.resume)
-    stage.save_model()
-    results = _changes(stage)
+    lost = _save(stage)
+    results = _changes(stage) if test is not None else {}
     after = say(1, "samples after")
-    if world: results |= _rewards(before, after, prompts)
-    history = stage.state.log_history
-    shown, texts = run.sample_prompts, [prompt_text(p) for p in prompts[:run.sample_prompts]]
+    if world and test is not None: results |= _rewards(before, after, prompts)
+    shown = min(run.sample_prompts, len(prompts))
+    texts = [prompt_text(p) for p in prompts[:shown]]
+    _print_samples(texts, before, after)
+    if results: print(f"\n{args.loss_type} against the model it started from, {_count(len(held_out), 'held-out pair')}, mean and 95 % interval:\n{_table(results)}")
+    if lost: raise lost
     if _first_process():
-        _figure(history, out/"figure.png", f"{args.loss_type} on {Path(run.dataset_name).name}")
-        _write_samples(out/"samples.md", texts, before[:shown], after[:shown])
-    print("\nheld-out prompts, sampled before and after:")
+        with _writing(out):
+            _figure(stage.state.log_history, out/"figure.png", f"{args.loss_type} on {Path(run.dataset_name).name}")
+            _write_samples(out/"samples.md", texts, before[:shown], after[:shown])
+    print(f"\nfigure: {out/'figure.png'}   samples: {out/'samples.md'}   numbers: {out/'metrics.json'}")
+    return {"results": results, "history": stage.state.log_history}
+
+def _save(stage:SLPOTrainer) -> OSError:
+    "Saves the model; returns, not raises, the error of one that cannot be written: what is known of it is said first."
+    try:
+        with _writing(Path(stage.args.output_dir)): stage.save_model()
+    except OSError as e: return e
+
+def _print_samples(texts:list, before:list, after:list):
+    if texts: print("\nheld-out prompts, sampled before and after:")
     for p, b, a in zip(texts, before, after):
         print(f"  {p.split('Human:')[-1].removesuffix('Assistant:').strip()[-70:]!r}\n     before: {b.strip()[:110]!r}\n     after:  {a.strip()[:110]!r}")
-    print(f"\n{args.loss_type} against the model it started from, {len(test)} held-out pairs, mean and 95 % interval:\n{_table(results)}")
-    print(f"\nfigure: {out/'figure.png'}   samples: {out/'samples.md'}   numbers: {out/'metrics.json'}")
-    return {"results": results, "history": history}
 
 # %% ../nbs/09_cli.ipynb #cell-018
 def _first_process() -> bool: return os.environ.get("RANK", "0") == "0"
@@ -440,14 +595,14 @@ class EvalArguments:
     baseline: str = _knob("chosen", "What the answers are compared with: chosen (the data set's preferred completions) | reference (that model's answers) | hub id or folder of a third model.")
     answers: str | None = _knob(None, "A .jsonl file with 'prompt', 'policy' and 'baseline' in each line: compare these, generate nothing.")
     dataset_name: str = _knob("world", "As for slpo_train; its output folder has the rows that it held out in held_out.jsonl.")
-    dataset_split: str = _knob("test", "Split of a folder or hub data set.")
+    dataset_split: str | None = _knob(None, "Split; None: test, and all of a file, which has no splits.")
     on_bad_rows: str = _knob("raise", "What to do with bad rows: raise | drop.")
     eval_size: int = _knob(256, "Evaluate on so many rows, drawn with the seed.")
     max_length: int = _knob(1024, "Longest prompt plus completion whose log-probability is computed, tokens.")
     max_new_tokens: int = _knob(256, "Longest answer, tokens.")
     temperature: float = _knob(1.0, "Of sampling; 0: the most likely token. KL is estimated at 1.")
     batch_size: int = _knob(16, "Prompts at a time.")
-    dtype: str = _knob("float32", "Precision of the weights: float32 | bfloat16 | float16.")
+    dtype: str = _knob("float32", "Precision of the weights: float32 | bfloat16 | float16, or auto: the checkpoint's own.")
     seed: int = _knob(0, "Of the rows and of sampling.")
     output_dir: str = _knob("runs/eval", "Where answers, verdicts and results go, and where an earlier run is continued.")
     judge_model: str | None = _knob(None, "Name of the judge at its server; None: no judge.")
@@ -469,11 +624,10 @@ class EvalArguments:
         if self.baseline == "reference" and not self.reference_name_or_path: raise ValueError("--baseline reference: give --reference_name_or_path")
         if self.dry_run and not self.judge_model: raise ValueError("--dry_run says what the judge would cost: give --judge_model")
         if (self.price_in is None) != (self.price_out is None): raise ValueError("give both --price_in and --price_out, or neither")
-        for name in ("eval_size", "max_new_tokens", "batch_size", "judge_workers", "judge_per_minute", "judge_timeout"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0: raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
-        for name in ("temperature", "judge_retries"):
-            if getattr(self, name) < 0: raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
-        if self.dtype not in ("float32", "bfloat16", "float16"): raise ValueError(f"dtype={self.dtype!r}: expected float32, bfloat16 or float16")
+        for name in ("eval_size", "max_length", "max_new_tokens", "batch_size", "judge_workers", "judge_per_minute", "judge_timeout"): _check_number(self, name, above=0)
+        for name in ("temperature", "judge_retries", "seed", "price_in", "price_out"): _check_number(self, name)
+        if self.on_bad_rows not in ("raise", "drop"): raise ValueError(f"on_bad_rows={self.on_bad_rows!r}: expected raise or drop")
+        torch_dtype(self.dtype)
 
 # %% ../nbs/09_cli.ipynb #cell-102
 def parse_eval(argv:list=None, # flags; default: those of the command line
@@ -505,62 +659,113 @@ def _read_answers(path:str) -> list:
     return rows
 
 def _eval_rows(a:EvalArguments) -> Dataset:
-    rows = load_preferences(a.dataset_name, a.dataset_split, a.on_bad_rows)
-    return rows.add_column("row", range(len(rows))).shuffle(seed=a.seed).select(range(min(a.eval_size, len(rows))))
+    split = a.dataset_split or ("train" if Path(a.dataset_name).is_file() else "test")
+    rows = load_preferences(a.dataset_name, split, a.on_bad_rows)
+    return rows.add_column(ROW, range(len(rows))).shuffle(seed=a.seed).select(range(min(a.eval_size, len(rows))))
 
 def _chosen_text(row:dict) -> str:
     best = _to_group(row)[1][0]
-    return best if isinstance(best, str) else "\n".join(m["content"] for m in best)
+    return best if isinstance(best, str) else "\n".join(map(message_text, best))
+
+def _date(path:Path, patterns:tuple) -> float:
+    "When a file, or the newest of a folder, was written."
+    files = [path] if path.is_file() else [f for pattern in patterns for f in path.rglob(pattern)]
+    return max((f.stat().st_mtime for f in files), default=0)
 
 def _made_by(a:EvalArguments) -> dict:
-    "Settings that the answers depend on, and when the weights of local models were written."
+    "Settings that the answers depend on, and when local weights and data were written."
     names = ("model_name_or_path", "reference_name_or_path", "baseline", "dataset_name", "dataset_split", "on_bad_rows", "eval_size", "max_length", "max_new_tokens", "temperature", "batch_size", "dtype", "seed")
     folders = [Path(x) for x in (a.model_name_or_path, a.reference_name_or_path, a.baseline) if x and Path(x).is_dir()]
-    return {n: getattr(a, n) for n in names} | {"weights (their date)": [max((f.stat().st_mtime for f in x.glob("*.safetensors")), default=0) for x in folders]}
-
-def _load_like(name:str, dtype:str, like=None) -> tuple:
-    "(model, tokenizer); raises `ValueError` where its tokens are not those of `like`."
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(name)
-    if like is not None and tokenizer.get_vocab() != like.get_vocab(): raise ValueError(f"{name} has another vocabulary than the model: their log-probabilities cannot be compared")
-    return model.to(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else model, tokenizer
+    dates = {"weights (their date)": [_date(x, ("*.safetensors",)) for x in folders], "data (their date)": _date(Path(a.dataset_name), ("*.jsonl", "*.jsonl.gz", "*.parquet"))}
+    return {n: getattr(a, n) for n in names} | dates
 
 # %% ../nbs/09_cli.ipynb #cell-105
-def _generate_answers(a:EvalArguments, rows:Dataset) -> tuple:
-    "(answers of policy and baseline as rows, results that need a model)"
-    how, prompts, results = dict(max_new_tokens=a.max_new_tokens, temperature=a.temperature, batch_size=a.batch_size), rows["prompt"], {}
-    model, tokenizer = _load_like(a.model_name_or_path, a.dtype)
-    ours, prompt_ids, said_ids = generate(model, tokenizer, prompts, seed=a.seed, desc="answers", with_ids=True, **how)
-    reference = a.reference_name_or_path and _load_like(a.reference_name_or_path, a.dtype, tokenizer)[0]
-    if reference:
-        config = SLPOConfig(output_dir=a.output_dir, loss_type="dpo", max_length=a.max_length, per_device_eval_batch_size=a.batch_size, on_bad_rows=a.on_bad_rows,
-                            report_to="none", ref_cache_dir="", bf16=False, use_cpu=not torch.accelerator.is_available())
-        results |= _changes(SLPOTrainer(model, reference, config, eval_dataset=rows, processing_class=tokenizer))
-        if a.temperature == 1: results["KL to the reference, nats per answer"] = sample_kl(model, reference, prompt_ids, said_ids, [repr(p) for p in prompt_ids], a.batch_size, "KL")
-    if a.baseline == "chosen": theirs = [_chosen_text(row) for row in rows]
-    else:
-        other, words = (reference, tokenizer) if a.baseline == "reference" else _load_like(a.baseline, a.dtype)
-        theirs = generate(other, words, prompts, seed=a.seed + 1, desc="answers of the baseline", **how)
-    if a.dataset_name == "world": results["win rate by the built-in world's own reward"] = win_rate(*([world_reward(p, c) for p, c in zip(prompts, said)] for said in (ours, theirs)), prompts)
-    return [{"prompt": p, "policy": x, "baseline": y} for p, x, y in zip(prompts, ours, theirs)], results
+@dataclass
+class _Cast:
+    "Who speaks, and on what: models, tokenizers, and rows that can be used."
+    policy: object
+    tokenizer: object
+    reference: object # or None
+    baseline: tuple # (model, tokenizer), or None: the chosen completions
+    rows: Dataset
+    groups: Dataset # their token ids; None without a reference
+    config: SLPOConfig
+
+def _named_models(a:EvalArguments) -> dict:
+    "flag -> name, of the models to be loaded."
+    named = {"--model_name_or_path": a.model_name_or_path, "--reference_name_or_path": a.reference_name_or_path}
+    if a.baseline not in ("chosen", "reference"): named["--baseline"] = a.baseline
+    return {flag: name for flag, name in named.items() if name}
+
+def _load_like(flag:str, name:str, dtype:str, like=None) -> tuple:
+    "(model, tokenizer); raises `ValueError` where its tokens are not those of `like`."
+    tokenizer = load_tokenizer(name, what=flag)
+    if like is not None and tokenizer.get_vocab() != like.get_vocab(): raise ValueError(f"{flag} {name} has another vocabulary than the model: their log-probabilities cannot be compared")
+    model = load_model(name, what=flag, dtype=dtype)
+    return model.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else model, tokenizer
+
+def _cast(a:EvalArguments) -> _Cast:
+    "Loads and looks at all that is named, before anything is generated. Raises what is wrong with it."
+    named = _named_models(a)
+    for flag, name in named.items():
+        check_model_files(name, what=flag)
+        check_tokenizer_files(name, what=flag)
+    rows, groups, reference, baseline = _eval_rows(a), None, None, None
+    policy, tokenizer = _load_like("--model_name_or_path", a.model_name_or_path, a.dtype)
+    config = SLPOConfig(output_dir=a.output_dir, loss_type="dpo", max_length=a.max_length, per_device_eval_batch_size=a.batch_size, on_bad_rows=a.on_bad_rows,
+                        report_to="none", ref_cache_dir="", bf16=False, use_cpu=not torch.accelerator.is_available())
+    if a.reference_name_or_path:
+        rows, groups = _tokenized_rows(rows, tokenizer, config)
+        reference, _ = _load_like("--reference_name_or_path", a.reference_name_or_path, a.dtype, tokenizer)
+    if a.baseline == "reference": baseline = reference, tokenizer
+    elif "--baseline" in named: baseline = _load_like("--baseline", a.baseline, a.dtype)
+    for model, words in ((policy, tokenizer), baseline or (policy, tokenizer)):
+        check_room(model, encode_prompts(words, rows["prompt"], _extras(rows)), a.max_new_tokens)
+    return _Cast(policy, tokenizer, reference, baseline, rows, groups, config)
+
+# %% ../nbs/09_cli.ipynb #cell-289
+def _generate_answers(a:EvalArguments) -> tuple:
+    "(answers of policy and baseline as rows, results that need a model); answers are in files as soon as they are there."
+    out, cast = Path(a.output_dir), _cast(a)
+    prompts, extras = cast.rows["prompt"], _extras(cast.rows)
+    print(f"{_count(len(prompts))} of {Path(a.dataset_name).name} to evaluate on")
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        _write_made_by(a, None)
+    def say(model, words, name, seed, desc):
+        return generate(model, words, prompts, a.max_new_tokens, a.temperature, a.batch_size, seed, desc, with_ids=True, extras=extras, file=out/f"{name}.jsonl")
+    ours, prompt_ids, said_ids = say(cast.policy, cast.tokenizer, "policy", a.seed, "answers")
+    if cast.baseline is None: theirs = [_chosen_text(row) for row in cast.rows]
+    else: theirs, _, _ = say(*cast.baseline, "baseline", a.seed + 1, "answers of the baseline")
+    rows = [{"prompt": p, "policy": x, "baseline": y} for p, x, y in zip(prompts, ours, theirs)]
+    with _writing(out): (out/"answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    results = {}
+    if cast.reference is not None:
+        results |= _changes(SLPOTrainer(cast.policy, cast.reference, cast.config, eval_dataset=cast.groups, processing_class=cast.tokenizer))
+        if a.temperature == 1: results["KL to the reference, nats per answer"] = sample_kl(cast.policy, cast.reference, prompt_ids, said_ids, [repr(p) for p in prompt_ids], a.batch_size, "KL")
+    if a.dataset_name == "world":
+        rewards = [[world_reward(p, c) for p, c in zip(prompts, said)] for said in (ours, theirs)]
+        results["win rate by the built-in world's own reward"] = win_rate(*rewards, prompts)
+    with _writing(out): _write_made_by(a, results)                             # last: it says that the answers are whole
+    return rows, results
+
+def _write_made_by(a:EvalArguments, results:dict):
+    "What made the answers in the folder, and what is known of them; None: they are not all there."
+    (Path(a.output_dir)/"answers.json").write_text(json.dumps({"settings": _made_by(a), "results": results}, indent=1) + "\n", encoding="utf-8")
 
 def _answers(a:EvalArguments) -> tuple:
     "The same, from files where they are there."
     if a.answers: return _read_answers(a.answers), {}
-    out, settings = Path(a.output_dir), _made_by(a)
+    out = Path(a.output_dir)
     if (out/"answers.json").exists():
-        kept = json.loads((out/"answers.json").read_text())
-        if changed := [k for k, v in settings.items() if kept["settings"].get(k) != v]: raise ValueError(f"{out} holds answers made with another {', '.join(changed)}: choose another --output_dir")
-        print(f"answers: those of an earlier run, {out/'answers.jsonl'}")
-        return _read_answers(out/"answers.jsonl"), kept["results"]
-    rows = _eval_rows(a)
-    if a.dry_run:                                                              # a token is about four letters
-        longest = "x"*4*a.max_new_tokens
-        return [{"prompt": row["prompt"], "policy": longest, "baseline": _chosen_text(row) if a.baseline == "chosen" else longest} for row in rows], {}
-    rows, results = _generate_answers(a, rows)
-    out.mkdir(parents=True, exist_ok=True)
-    (out/"answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out/"answers.json").write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")       # last: it says that the answers are whole
-    return rows, results
+        kept = json.loads((out/"answers.json").read_text(encoding="utf-8"))
+        if changed := [k for k, v in _made_by(a).items() if kept["settings"].get(k) != v]: raise ValueError(f"{out} holds answers made with another {', '.join(changed)}: choose another --output_dir")
+        if kept["results"] is not None:
+            print(f"answers: those of an earlier run, {out/'answers.jsonl'}")
+            return _read_answers(out/"answers.jsonl"), kept["results"]
+    if not a.dry_run: return _generate_answers(a)
+    longest = "x"*4*a.max_new_tokens                                           # a token is about four letters
+    return [{"prompt": row["prompt"], "policy": longest, "baseline": _chosen_text(row) if a.baseline == "chosen" else longest} for row in _eval_rows(a)], {}
 
 # %% ../nbs/09_cli.ipynb #cell-107
 def _cost_line(cost:dict) -> str:
@@ -580,9 +785,11 @@ def evaluate(a:EvalArguments, # what to compare with what, and how
             ) -> dict: # what metrics.json holds; of a dry run, the cost
     "Answers, what can be said without a judge, and the judge's win rate; writes answers.jsonl, verdicts.jsonl, metrics.json and table.md to `a.output_dir`."
     out, (judge, template) = Path(a.output_dir), _make_judge(a)
+    if not a.dry_run: _check_writable(out)
+    if judge: _kept_answers(out/"verdicts.jsonl")
     rows, results = _answers(a)
     prompts, ours, theirs = ([row[c] for row in rows] for c in ("prompt", "policy", "baseline"))
-    metrics = {"config": vars(a), "versions": {"python": platform.python_version(), **{p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}}}
+    metrics = {"config": vars(a), "rows": len(rows), "versions": _versions()}
     if judge:
         cost = judge_cost(judge, judge_questions(prompts, ours, theirs, template), out/"verdicts.jsonl", a.price_in, a.price_out)
         print(_cost_line(cost))
@@ -594,10 +801,12 @@ def evaluate(a:EvalArguments, # what to compare with what, and how
     answers = {who: {"words": bootstrap_mean([len(t.split()) for t in said], [repr(p) for p in prompts]), **{f"distinct-{n}": distinct_n(said, n) for n in (1, 2, 3)}} for who, said in (("policy", ours), ("baseline", theirs))}
     tables = [interval_table(answers, {"words": ("words", "{:.1f}"), **{f"distinct-{n}": (f"distinct-{n}", "{:.3f}") for n in (1, 2, 3)}}, "answers"),
               *([interval_table({name: {"value": x} for name, x in results.items()}, {"value": ("mean [95 % interval]", "{:.3f}")}, f"{len(rows)} answers")] if results else [])]
-    out.mkdir(parents=True, exist_ok=True)
-    (out/"metrics.json").write_text(json.dumps(metrics | {"results": results, "answers": answers}, indent=1) + "\n")
-    (out/"table.md").write_text("\n".join(tables), encoding="utf-8")
-    print("", *tables, f"answers, verdicts, numbers and this table: {out}", sep="\n")
+    print("", *tables, sep="\n")
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out/"metrics.json").write_text(json.dumps(metrics | {"results": results, "answers": answers}, indent=1) + "\n", encoding="utf-8")
+        (out/"table.md").write_text("\n".join(tables), encoding="utf-8")
+    print(f"answers, verdicts, numbers and this table: {out}")
     return metrics | {"results": results, "answers": answers}
 
 # %% ../nbs/09_cli.ipynb #cell-108

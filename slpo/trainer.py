@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'LOSSES', 'SLPOConfig', 'torch_dtype', 'check_model_files', 'load_model', 'check_tokenizer_files',
-           'load_tokenizer', 'last_checkpoint', 'SLPOTrainer', 'Interrupted']
+           'load_tokenizer', 'last_checkpoint', 'model_positions', 'SLPOTrainer', 'Interrupted']
 
 # %% ../nbs/07_trainer.ipynb #cell-002
 import copy
@@ -41,7 +41,8 @@ from torch.utils.data import RandomSampler
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType, TrainOutput
+from transformers.training_args import OptimizerNames
 from transformers.utils import cached_file
 
 from .data import PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
@@ -55,19 +56,55 @@ logger = logging.getLogger("slpo")
 # %% ../nbs/07_trainer.ipynb #cell-004
 LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
 
+_KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
+
 def _check_settings(args):
-    "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense."
+    "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense or have no effect."
     if args.loss_type == "sigmoid": args.loss_type = "dpo"
+    for name, allowed in (("loss_type", LOSSES), ("on_bad_rows", ("raise", "drop")), ("truncation_mode", ("keep_end", "keep_start")), ("completion_tokens", ("joint", "apart"))):
+        _check_choice(args, name, allowed)
+    for name in ("alpha", "beta", "anchor", "label_smoothing"): setattr(args, name, _number(name, getattr(args, name)))
+    if args.temperature != "length": args.temperature = _number("temperature", args.temperature, 0, strict=True, also=" or 'length'")
     if args.preset is not None: _apply_preset(args)
-    if args.temperature != "length": args.temperature = _number("temperature", args.temperature)
-    for name, allowed in (("loss_type", LOSSES), ("form", tuple(FORMS)), ("target", ("mass", "ratio")), ("on_bad_rows", ("raise", "drop")),
-                          ("truncation_mode", ("keep_end", "keep_start"))):
-        if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
-    if args.eval_examples is not None and not args.eval_examples > 0: raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
+    for name, allowed in (("form", tuple(FORMS)), ("target", ("mass", "ratio"))): _check_choice(args, name, allowed)
     for name, low, high in (("alpha", 0, 1), ("label_smoothing", 0, .5), ("anchor", 0, math.inf), ("head_budget_mb", 0, math.inf)):
-        if not low <= getattr(args, name) <= high: raise ValueError(f"{name}={getattr(args, name)}: expected a number from {low} to {high}")
-    if not args.beta > 0: raise ValueError(f"beta={args.beta}: expected a positive number")
+        setattr(args, name, _number(name, getattr(args, name), low, high, most_is_infinite=name == "head_budget_mb"))
+    _number("beta", args.beta, 0, strict=True)
     if args.remove_unused_columns: raise ValueError("remove_unused_columns=True would take away what the collator needs")
+    _check_effect(args)
+
+def _check_choice(args, name:str, allowed:tuple):
+    if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
+
+def _number(name:str, value, low:float=-math.inf, high:float=math.inf, strict:bool=False, also:str="", most_is_infinite:bool=False) -> float:
+    "A number, or a word for one, as a float. `strict`: `low` itself is not allowed. Raises `ValueError`, naming the setting."
+    try: number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError): number = math.nan
+    inside = low < number <= high if strict else low <= number <= high
+    if inside and (math.isfinite(number) or most_is_infinite): return number
+    if strict: expected = "a positive number"
+    elif high < math.inf: expected = f"a number from {low:g} to {high:g}"
+    elif low > -math.inf: expected = f"a number, {low:g} or above"
+    else: expected = "a number"
+    raise ValueError(f"{name}={value!r}: expected {expected}{also}")
+
+def _whole(name:str, value, low:int):
+    "Raise `ValueError`, naming the setting, unless it is a whole number, `low` or above."
+    if isinstance(value, bool) or not isinstance(value, int) or value < low: raise ValueError(f"{name}={value!r}: expected a whole number, {low} or above")
+
+def _check_effect(args):
+    "Raise `ValueError` for a setting of a loss that is not the one trained with: it would have no effect."
+    if type(args) is not SLPOConfig: return                                  # its subclass may belong to a loss of its own
+    if args.label_smoothing_factor:
+        raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} belongs to transformers' own loss and has no effect here: label_smoothing is conservative DPO's (loss_type='dpo')")
+    if args.loss_type == "sft" and args.preset is not None: return           # the stage before the one it is for
+    defaults = {f.name: f.default for f in fields(args)}
+    for name in dict.fromkeys(" ".join(_KNOBS.values()).split()):
+        users = [loss for loss, names in _KNOBS.items() if name in names.split()]
+        value = getattr(args, name)
+        if args.loss_type in users or value == defaults[name]: continue
+        raise ValueError(f"{name}={value!r} has no effect with loss_type={args.loss_type!r}: it belongs to {', '.join(users)}. Leave it out, or choose one of these "
+                         "(a loss of your own that takes it: give it a subclass of SLPOConfig)")
 
 def _apply_preset(args):
     "Give the loss the settings of a preset. Raises `ValueError` where another setting was asked for as well."
@@ -83,15 +120,59 @@ def _apply_preset(args):
     if args.preset == "main" and args.temperature == "length":
         raise ValueError("preset='main' takes one number as temperature for all completions, from you: set temperature")
 
-def _number(name, value) -> float:
-    try: number = float(value)
-    except ValueError: number = -1.
-    if not 0 < number < math.inf: raise ValueError(f"{name}={value!r}: expected a positive number or 'length'")
-    return number
-
 def _knob(default, help): return field(default=default, metadata={"help": help})
 
 def _gpu_has_bf16() -> bool: return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+# %% ../nbs/07_trainer.ipynb #cell-264
+_WORDS = {"eval_strategy": IntervalStrategy, "logging_strategy": IntervalStrategy, "save_strategy": SaveStrategy, "lr_scheduler_type": SchedulerType,
+          "optim": OptimizerNames, "hub_strategy": HubStrategy}
+
+def _check_words(args):
+    "Before transformers reads them: raise `ValueError`, naming the setting, for words that it does not know."
+    for f in fields(args):
+        value = getattr(args, f.name)
+        yes_or_no = str(f.type) in ("<class 'bool'>", "bool | None") and not isinstance(f.default, str)
+        if yes_or_no and not (value is None or value in (0, 1)):
+            raise ValueError(f"{f.name}={value!r}: expected True or False")
+    for name, words in _WORDS.items():
+        value, known = getattr(args, name), [w.value for w in words]
+        if value in known or value in list(words): continue
+        hint = "; YAML reads a bare no as False: write 'no', in quotes" if value is False and "no" in known else ""
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}{hint}")
+
+def _check_run(args):
+    "Raise `ValueError`, naming the setting, for a run that could not be trained as it was asked for."
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "row_length"): _whole(name, getattr(args, name), 1)
+    for name in ("max_prompt_length", "max_completion_length", "dataset_num_proc", "pad_to_multiple_of", "precompute_ref_batch_size"):
+        if getattr(args, name) is not None: _whole(name, getattr(args, name), 1)
+    if args.max_length is not None: _whole("max_length", args.max_length, 0)
+    if idle := [name for name in ("max_prompt_length", "max_completion_length") if getattr(args, name) is not None and not args.max_length]:
+        raise ValueError(f"{idle[0]}={getattr(args, idle[0])} has no effect without max_length: it says where to cut what is longer than that")
+    for name in ("seed", "data_seed"):
+        if getattr(args, name) is not None: _whole(name, getattr(args, name), 0)
+    _whole("dataloader_num_workers", args.dataloader_num_workers, 0)
+    for name in ("learning_rate", "weight_decay", "adam_epsilon"): setattr(args, name, _number(name, getattr(args, name), 0))
+    if args.max_grad_norm is not None: args.max_grad_norm = _number("max_grad_norm", args.max_grad_norm, 0)
+    for name in ("adam_beta1", "adam_beta2"): setattr(args, name, _number(name, getattr(args, name), 0, 1))
+    args.num_train_epochs = _number("num_train_epochs", args.num_train_epochs)
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ValueError(f"num_train_epochs={args.num_train_epochs:g}, max_steps={args.max_steps}: nothing would be trained; one of them must be positive")
+    if args.save_strategy == "steps" and not args.save_steps > 0: raise ValueError(f"save_steps={args.save_steps}: expected a positive number, or save_strategy='no'")
+    if args.eval_examples is not None and not args.eval_examples > 0: raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
+    for name in ("dispatch_batches", "split_batches"):
+        if getattr(args.accelerator_config, name): raise ValueError(f"accelerator_config: {name}=True cuts a batch by its rows, which groups share: leave it out, each process then makes batches of its own")
+    if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+        raise ValueError(f"train_sampling_strategy={str(args.train_sampling_strategy)!r} is not supported: packed rows have one length anyway; use random or sequential")
+    if args.parallelism_config is not None: raise ValueError("parallelism_config is not supported: groups would be cut across processes. Data parallel runs, FSDP and DeepSpeed need none")
+    _check_optimizer(args)
+
+def _check_optimizer(args):
+    "Raise `ValueError` where the optimizer is not installed."
+    try: Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError, RuntimeError) as e:
+        if "pass a `model`" in str(e): return                                # installed; asked for again with the model
+        raise ValueError(f"optim={str(getattr(args.optim, 'value', args.optim))!r}: {' '.join(str(e).split())}") from e
 
 # %% ../nbs/07_trainer.ipynb #cell-005
 @dataclass
@@ -113,9 +194,10 @@ class SLPOConfig(TrainingArguments):
     preset: str | None = _knob(None, "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
-    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
+    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut (without max_length: always), tokens; None: only completions are cut.")
     max_completion_length: int | None = _knob(None, "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.")
     truncation_mode: str = _knob("keep_end", "Which end of a prompt to keep: keep_end | keep_start.")
+    completion_tokens: str = _knob("joint", "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.")
     on_bad_rows: str = _knob("raise", "What to do with rows that cannot be trained on: raise | drop.")
     precompute_ref_log_probs: bool = _knob(True, "Compute reference log-probabilities once, before training, and keep no reference model.")
     precompute_ref_batch_size: int | None = _knob(None, "Groups per batch for that; None: the evaluation batch size.")
@@ -132,14 +214,18 @@ class SLPOConfig(TrainingArguments):
     model_init_kwargs: dict | str | None = _knob(None, "Arguments of from_pretrained, as JSON, for a model given by name.")
 
     def __post_init__(self):
+        _check_words(self)
         if self.bf16 is None: self.bf16 = not (self.fp16 or self.use_cpu) and _gpu_has_bf16()
         if self.bf16 and not torch.accelerator.is_available(): self.use_cpu = True       # transformers wants to be told
         if self.eval_examples: self.eval_strategy = "steps"
         super().__post_init__()
+        _check_settings(self)
+        _check_run(self)
         if self.eval_examples: self.eval_steps = max(round(self.eval_examples/(self.train_batch_size*self.gradient_accumulation_steps*self.world_size)), 1)
         if self.accelerator_config.dispatch_batches is None: self.accelerator_config.dispatch_batches = False    # a packed batch cannot be sliced by its rows
-        _check_settings(self)
         if not torch.cuda.is_available(): self.dataloader_pin_memory = False            # pinning needs an accelerator
+
+_LOSS_DEFAULTS = {f.name: f.default for f in fields(SLPOConfig) if f.name in ("preset", *" ".join(_KNOBS.values()).split())}     # for a stage with another loss
 
 # %% ../nbs/07_trainer.ipynb #cell-007
 def _metrics(logps, ref_logps, ranks, beta:float) -> dict:
@@ -206,14 +292,13 @@ def _close_name(path:Path) -> str:
 _LFS = b"version https://git-lfs.github.com/spec/"
 _VOCABULARIES = ("tokenizer.json", "tekken.json", "*.model", "*vocab*", "*.tiktoken", "bpe.codes", "dict.txt", "tokenization_*.py")
 
-def _check_pointers(what:str, folder:Path):
-    "Raise `ValueError` for Git LFS pointers in place of files."
-    def is_pointer(path):
-        if not path.is_file() or path.stat().st_size > 1024: return False
-        return path.read_bytes().startswith(_LFS)
-    if pointers := [p.name for p in sorted(folder.iterdir()) if is_pointer(p)]:
-        raise ValueError(f"{what} {folder}: {', '.join(pointers[:4])} {'is a' if len(pointers) == 1 else 'are'} Git LFS "
-                         f"{'pointer' if len(pointers) == 1 else 'pointers'}, not the file itself: run `git lfs pull` where it was cloned, or download the model anew")
+def _check_pointers(what:str, folder:Path, paths):
+    "Raise `ValueError` for Git LFS pointers in place of these files; others of a clone may well be left as pointers."
+    def is_pointer(path): return path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS)
+    if found := sorted({p.name for p in paths if is_pointer(p)}):
+        many = len(found) > 1
+        raise ValueError(f"{what} {folder}: {', '.join(found[:4])} {'are Git LFS pointers' if many else 'is a Git LFS pointer'}, not the {'files themselves' if many else 'file itself'}: "
+                         "run `git lfs pull` where it was cloned, or download the model anew")
 
 def _adapter_message(what:str, name, base:str) -> str:
     return (f"{what} {name} is an adapter of {base or 'a base model that it does not name'}, not a model. Merge the two, "
@@ -237,17 +322,26 @@ def _check_config(what:str, folder:Path):
     else: todo = ": give the folder that save_pretrained wrote"
     raise FileNotFoundError(f"{what} {folder}: no config.json in it ({_listing(folder)}){todo}")
 
+def _weight_files(folder:Path) -> list:
+    "The files of weights that transformers would read, or whatever of this kind is there."
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+        path = folder/name
+        if not path.is_file(): continue
+        if path.suffix != ".json": return [path]
+        return sorted({folder/shard for shard in json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()})
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
 def _check_weights(what:str, folder:Path):
     "Raise where weights are missing or broken: `FileNotFoundError`, or `ValueError`."
-    for index in folder.glob("*.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        if missing := sorted(s for s in shards if not (folder/s).is_file()):
-            raise FileNotFoundError(f"{what} {folder}: {len(missing)} of the {len(shards)} files of weights in {index.name} are missing, the first is {missing[0]}: copy or download them")
-    tensors = sorted(folder.glob("*.safetensors"))
-    if not tensors and not any(folder.glob("*.bin")):
+    paths = _weight_files(folder)
+    if not paths:
         adapter = " It is an adapter beside a config.json." if (folder/"adapter_config.json").is_file() else ""
-        raise FileNotFoundError(f"{what} {folder}: no weights (*.safetensors or *.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?")
-    for path in tensors:
+        raise FileNotFoundError(f"{what} {folder}: no weights (model.safetensors or pytorch_model.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?")
+    if missing := [p.name for p in paths if not p.is_file()]:
+        raise FileNotFoundError(f"{what} {folder}: {len(missing)} of the {len(paths)} files of weights that its index names are missing, the first is {missing[0]}: copy or download them")
+    _check_pointers(what, folder, paths)
+    for path in paths:
+        if path.suffix != ".safetensors": continue
         try:
             with safe_open(path, "pt"): pass
         except SafetensorError as e:
@@ -280,7 +374,7 @@ def check_model_files(name, # folder or hub id of a causal language model
     if path.is_dir():
         path = path/hub.get("subfolder", "")
         if not path.is_dir(): raise FileNotFoundError(f"{what} {name}: no sub-folder {hub['subfolder']} in it ({_listing(Path(name).expanduser())})")
-        _check_pointers(what, path)
+        _check_pointers(what, path, [path/"config.json", path/"generation_config.json", path/(gguf_file or "config.json")])
         if gguf_file:
             if not (path/gguf_file).is_file(): raise FileNotFoundError(f"{what} {name}: no {gguf_file} in it ({_listing(path)})")
             return
@@ -358,8 +452,9 @@ def check_tokenizer_files(name, # folder or hub id
     if not path.is_dir():
         if _is_path(str(name)): raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
         return
-    _check_pointers(what, path)
-    if gguf_file or any(p for pattern in _VOCABULARIES for p in path.glob(pattern)): return
+    words = [p for pattern in _VOCABULARIES for p in path.glob(pattern)]
+    _check_pointers(what, path, [*words, path/"tokenizer_config.json"])
+    if gguf_file or words: return
     if (path/"tokenizer_config.json").is_file():                                               # a tokenizer of bytes needs no more
         try: tokenizer = AutoTokenizer.from_pretrained(str(path))
         except Exception as e: raise FileNotFoundError(_no_tokenizer(what, name, _first_line(e))) from e
@@ -412,15 +507,37 @@ def _load_words(model, args, processing_class):
     if not model.config._name_or_path: raise ValueError("processing_class is missing: a model that was not loaded by name brings no tokenizer")
     return load_tokenizer(model.config._name_or_path, _init_kwargs(args).get("gguf_file"), what="model")
 
+def _check_kinds(model, ref_model):
+    "Raise `ValueError` for what is neither a model nor the name of one, and for a policy and a reference that are one model."
+    for what, given in (("model", model), ("ref_model", ref_model)):
+        if _is_name(given) or isinstance(given, torch.nn.Module) or (given is None and what == "ref_model"): continue
+        found = "nothing" if given is None else f"a {type(given).__name__}" if not isinstance(given, type) else f"the class {given.__name__}"
+        raise ValueError(f"{what}: expected a causal language model, its hub id or its folder, got {found}"
+                         + (" (a model_init, as for a search of hyperparameters, is not supported)" if what == "model" else ""))
+    if not isinstance(model, torch.nn.Module) or not isinstance(ref_model, torch.nn.Module): return
+    trained = {p.data_ptr() for p in model.parameters() if p.requires_grad and p.numel()}
+    shared = sum(p.data_ptr() in trained for p in ref_model.parameters())
+    if not shared: return
+    what = "model and ref_model are the same model" if model is ref_model else f"model and ref_model share {shared} weights that are to be trained"
+    raise ValueError(f"{what}, and the reference would be trained with the policy: leave ref_model out, the reference is then the policy as it is now")
+
 def _check_model(model, tokenizer):
     "Raise `ValueError` for models that are not supported, and where model and tokenizer do not fit."
     config = model.config
-    if getattr(config, "vision_config", None) is not None: raise ValueError("vision-language models are not supported")
     if getattr(config, "output_router_logits", False):
         raise ValueError("mixture-of-experts auxiliary losses are not supported: set output_router_logits=False")
     if config.is_encoder_decoder: raise ValueError("encoder-decoder models are not supported")
     vocabulary = _vocabulary(model)
     if len(tokenizer) > vocabulary: raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
+
+def _check_length_stays(model):
+    "Raise `ValueError` for adapters that put tokens of their own in front of a row: what is scored would be at other places."
+    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False): return
+    ids = torch.zeros(1, 5, dtype=torch.long, device=model.device)
+    with _no_grad_pass(model): places = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.shape[1]
+    if places != 5:
+        kind = str(model.active_peft_config.peft_type).split(".")[-1]
+        raise ValueError(f"{kind} puts {places - 5} tokens of its own in front of every row, which is not supported: use prefix tuning, LoRA or another adapter that leaves rows as long as they are")
 
 _RANDOM = re.compile("dropout|pdrop|layerdrop|drop_path|drop_prob|drop_rate")
 
@@ -448,7 +565,7 @@ def _disable_jitter(model, owners:list):
     (group, _), = _few_groups(model, 1)
     ids = torch.tensor([group["prompt_ids"] + group["completion_ids"][0]], device=model.device)
     def logits():
-        with _trying(model): return model(input_ids=ids, use_cache=False).logits
+        with _no_grad_pass(model): return model(input_ids=ids, use_cache=False).logits
     before = logits()
     for owner, name, _ in found: setattr(owner, name, 0.)
     if torch.equal(before, logits()): return
@@ -545,13 +662,6 @@ def _few_groups(model, *seeds) -> list:
 
 def _on(model, groups, packed=True) -> dict: return {k: v.to(model.device) for k, v in PreferenceCollator(0, _multiple(model), packed)(groups).items()}
 
-@contextmanager
-def _trying(model):
-    training = model.training
-    try:
-        with torch.no_grad(): yield model.eval()
-    finally: model.train(training)
-
 def _noise(model, logps): return 50*torch.finfo(model.dtype).eps*(1 + logps.abs()).sqrt()
 
 # %% ../nbs/07_trainer.ipynb #cell-015
@@ -563,7 +673,7 @@ def _why_not_packed(model) -> str:
     if model.get_output_embeddings() is None: return "it has no language-model head to be found"
     one, other = _few_groups(model, 1, 2)
     try:
-        with _trying(model):
+        with _no_grad_pass(model):
             packed, beside_others = (_packed_logps(model, _on(model, g)) for g in (one, other))
             rows = _on(model, one, packed=False)
             separate = sequence_logps(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits, rows["labels"])
@@ -578,7 +688,7 @@ def _why_not_in_chunks(model) -> str:
     "Why `token_logps` would not give what this model's head gives, or None; for a model that can be packed."
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear: return f"its head is a {type(head).__name__}"
-    with _trying(model): whole, chunks = (_packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0))
+    with _no_grad_pass(model): whole, chunks = (_packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0))
     if not ((whole - chunks).abs() <= _noise(model, whole)).all(): return "something unknown follows its head"
 
 # %% ../nbs/07_trainer.ipynb #cell-232
@@ -608,7 +718,7 @@ def _extent_of(datasets:list, most:float) -> _Extent:
             found = found.joined(_Extent(most, most))
             continue
         for i, (prompt, completions) in enumerate(_lengths(d)):
-            sizes = dict(row=prompt + max(completions), group=prompt + sum(completions), prompt=prompt)
+            sizes = dict(row=prompt + max(completions, default=0), group=prompt + sum(completions), prompt=prompt)
             for kind, n in sizes.items():
                 if n > longest.get(kind, (0,))[0]: longest[kind] = n, d, i
     for kind in ("row", "group"): setattr(found, kind, max(getattr(found, kind), longest.get(kind, (0,))[0]))
@@ -633,7 +743,9 @@ def _out_of_reach(config, row:float) -> str:
 def _placed(model, device):
     "A model on another device for a while: FSDP and DeepSpeed place it later, a reference has not been placed yet."
     home = model.device
-    if home != device: model.to(device)
+    try:
+        if home != device: model.to(device)
+    except torch.OutOfMemoryError: model.to(home)                                              # whole, it is too large
     try: yield
     finally:
         if home != device: model.to(home)
@@ -651,7 +763,7 @@ def _why_not_long(model, groups:list, budget_mb:float, most:int=4) -> str:
         sizes = [len(c) for c in group["completion_ids"]]
         longest = sorted(range(len(sizes)), key=sizes.__getitem__)[-most:]
         try:
-            with _trying(model):
+            with _no_grad_pass(model):
                 packed = _packed_logps(model, _on(model, [group]), budget_mb)[longest]
                 separate = torch.cat([_one_row(model, group, k, budget_mb) for k in longest])
         except torch.OutOfMemoryError: raise
@@ -661,11 +773,43 @@ def _why_not_long(model, groups:list, budget_mb:float, most:int=4) -> str:
             tokens = len(group["prompt_ids"]) + max(sizes)
             return f"log-probabilities of row {group['row']}, {tokens} tokens long, differ by {off.max():.2g} nats from those of separate rows"
 
+# %% ../nbs/07_trainer.ipynb #cell-236
+_TABLES = re.compile(r"(^|[._])(wpe|\w*pos\w*)$")                                              # names of modules and buffers, their last part
+
+def _table_size(module) -> int:
+    "Positions in a table of embeddings; some leave the first few places free."
+    free = getattr(module, "offset", None)
+    if free is None: free = 0 if module.padding_idx is None else module.padding_idx + 1
+    return module.num_embeddings - free
+
+def model_positions(model) -> int: # None: positions are computed, any row has them
+    "The number of positions that a model has a vector for; a longer row is an error in its `forward`."
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    words = model.get_input_embeddings()
+    seen = [module for name, module in model.named_modules() if _TABLES.search(name)]
+    sizes = [_table_size(module) for module in seen if isinstance(module, torch.nn.Embedding) and module is not words]
+    sizes += [len(x) for name, x in model.named_buffers() if _TABLES.search(name) and x.dim() == 2 and len(x) == limit]
+    sizes += [len(x) for module in model.modules() for name, x in vars(module).items() if _TABLES.search(name) and isinstance(x, torch.Tensor) and x.dim() == 2 and len(x) == limit]
+    if model.config.model_type == "mpt": sizes.append(model.config.max_seq_len)                 # its slopes are made for so many
+    fits = [n for n in sizes if limit is None or n >= limit - 2]                                # not the table of a vision tower
+    return min(fits, default=None)
+
+def _check_positions(name:str, model, extent:_Extent):
+    "Raise `ValueError` where rows are longer than the model has positions; a line where they are longer than it was trained with."
+    positions, trained = model_positions(model), getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and extent.row > positions:
+        if extent.row == math.inf: found = "streamed rows may have any length"
+        else: found = f"rows have up to {extent.row} tokens"
+        raise ValueError(f"{name} has {positions} positions, and {found}: set max_length to {positions} or less")
+    if positions is None and trained and trained < extent.row < math.inf:
+        logger.warning("%s was made for rows of up to %d tokens (max_position_embeddings), and rows have up to %d", name, trained, extent.row)
+
 # %% ../nbs/07_trainer.ipynb #cell-017
 def _tokenized(dataset, tokenizer, args):
-    if dataset is None or "completion_ids" in (dataset.column_names or ()): return dataset
+    if dataset is None: return None
     return tokenize_preferences(dataset, tokenizer, max_length=args.max_length or None, max_prompt_length=args.max_prompt_length,
-                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
+                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode,
+                                completion_tokens=args.completion_tokens, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
                                 num_proc=args.dataset_num_proc)
 
 
@@ -690,6 +834,7 @@ class SLPOTrainer(Trainer):
                  callbacks=None, optimizers=(None, None), # as in transformers.Trainer
                  peft_config=None): # a PEFT configuration: train new adapters
         args = args or SLPOConfig()
+        _check_kinds(model, ref_model)
         _check_names(args, model, ref_model, processing_class)
         model = _load_model(model, args)
         tokenizer = _load_words(model, args, processing_class)
@@ -700,9 +845,10 @@ class SLPOTrainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
             model = get_peft_model(model, peft_config)
+        _stay_trainable(model)
         if args.disable_dropout: _disable_dropout(model)
         if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
-        _stay_trainable(model)
+        _check_length_stays(model)
         self._sft = args.loss_type == "sft"
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
         many = isinstance(eval_dataset, dict)
@@ -724,13 +870,16 @@ class SLPOTrainer(Trainer):
 # %% ../nbs/07_trainer.ipynb #cell-019
 @patch
 def _settle_layout(self:SLPOTrainer, ref_model):
-    "Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own gives."
+    """Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own
+    gives. Raises `ValueError` for rows that are longer than a model has positions."""
     self._head_budget, self._vouched, why = math.inf, _Extent(), None
-    if not getattr(self.data_collator, "packed", False): return
     models = [(name, model) for name, model in (("the model", self.model), ("the reference model", ref_model)) if model is not None]
+    extent = _extent_of(self._all_datasets(), self._row_limit)
+    for name, model in models: _check_positions(name, model, extent)
+    if not getattr(self.data_collator, "packed", False): return
     whys = [f"{name} cannot be packed, {why}" for name, model in models if (why := _why_not_packed(model))]
     if self.args.n_gpu > 1: whys.append("several GPUs in one process split a batch by its rows; start one process for each, with accelerate launch")
-    whys += [] if whys else self._why_not_these(models, self._all_datasets())
+    whys += [] if whys else self._why_not_these(models, extent)
     if self._shared_out(): why = "its weights are shared out"
     elif not whys: why = next(filter(None, (_why_not_in_chunks(model) for _, model in models)), None)
     if self.args.world_size > 1: whys, why = broadcast_object_list([whys, why])               # the first process decides for all
@@ -750,9 +899,8 @@ def _all_datasets(self:SLPOTrainer) -> list:
     return [d for d in (self.train_dataset, *evals) if d is not None]
 
 @patch
-def _why_not_these(self:SLPOTrainer, models:list, datasets:list, whole:bool=True) -> list:
-    "Why the longest groups of these data sets must not be packed: at most one line. `models`: (name, model); `whole`: all their weights are here."
-    extent = _extent_of(datasets, self._row_limit)
+def _why_not_these(self:SLPOTrainer, models:list, extent:_Extent, whole:bool=True) -> list:
+    "Why groups as long as these must not be packed: at most one line. `models`: (name, model); `whole`: all their weights are here."
     if not extent.exceeds(self._vouched): return []
     for name, model in models:
         why = _out_of_reach(model.config.get_text_config(), extent.row)
@@ -764,11 +912,14 @@ def _why_not_these(self:SLPOTrainer, models:list, datasets:list, whole:bool=True
 
 @patch
 def _check_layout(self:SLPOTrainer, *datasets):
-    "For tokenised data that come later: padded rows from now on, where groups are longer than those tried so far and packed rows are not exact for them."
-    if not getattr(self.data_collator, "packed", False): return
+    """For tokenised data that come later: padded rows from now on, where groups are longer than those tried so far and packed
+    rows are not exact for them. Raises `ValueError` for rows that are longer than a model has positions."""
     models = [("the model", self.accelerator.unwrap_model(self.model))]
     if self.ref_model is not None: models.append(("the reference model", self.ref_model))
-    whys = self._why_not_these(models, datasets, whole=not self._shared_out())
+    extent = _extent_of(datasets, self._row_limit)
+    for name, model in models: _check_positions(name, model, extent)
+    if not getattr(self.data_collator, "packed", False): return
+    whys = self._why_not_these(models, extent, whole=not self._shared_out())
     if self.args.world_size > 1: (whys,) = broadcast_object_list([whys])
     if whys: self._pad(whys[0])
 
@@ -1404,7 +1555,6 @@ def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1
 
 # %% ../nbs/07_trainer.ipynb #cell-036
 _METHODS = {"slpo": "SLPO (Ho 2025)", "slpo_sample": "SLPO, sample-mass form", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
-_KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
 _ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length max_completion_length truncation_mode seed bf16 fp16"
 
 @patch

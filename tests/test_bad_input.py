@@ -131,9 +131,30 @@ ROWS = [
     ("message a string", "chat", dict(chosen=["yes"]), "chosen", "message 0: expected a 'role' and a 'content', got str"),
     ("message None", "chat", dict(chosen=[None]), "chosen", "message 0: expected a 'role' and a 'content', got NoneType"),
     ("role a number", "chat", dict(prompt=say(1, "Hi.")), "prompt", "message 0: 'role': expected a string, got int"),
-    ("content an image", "chat", dict(prompt=say("user", [{"type": "image"}])), "prompt", "message 0: 'content': expected a string, got list"),
+    ("content an image", "chat", dict(prompt=say("user", [{"type": "image"}])), "prompt", "message 0: 'content': a part of type 'image': only text can be trained on"),
     ("content half a character", "chat", dict(rejected=say("assistant", "\ud800")), "rejected", "message 0: 'content': half a character"),
-    ("tool calls", "chat", dict(chosen=say("assistant", "yes", tool_calls=[{"name": "f"}])), "chosen", "message 0: 'tool_calls' are not supported"),
+    ("ShareGPT keys", "chat", dict(chosen=[{"from": "gpt", "value": "yes"}]), "chosen", "message 0: has 'from' and 'value': call them 'role'"),
+    ("a tool speaks in a completion", "chat", dict(chosen=say("assistant", "", tool_calls=[{"name": "f"}]) + say("tool", "4")), "chosen", "holds a message of role 'tool'"),
+    ("no content and no tool calls", "chat", dict(chosen=say("assistant", None, tool_calls=[])), "chosen", "message 0: no 'content'"),
+    ("half a character in a tool call", "chat", dict(chosen=say("assistant", "yes", tool_calls=[{"name": "f\ud800"}])), "chosen", "message 0: tool_calls: half a character"),
+    ("tools that are no list", "chat", dict(tools={"name": "f"}), "tools", "expected a list, or a list as JSON, got dict"),
+    ("tools that are no JSON", "chat", dict(tools="[{"), "tools", "expected a list, or a list as JSON (Expecting"),
+    ("chat_template_kwargs that are no dict", "chat", dict(chat_template_kwargs=["x"]), "chat_template_kwargs", "expected a dict, or a dict as JSON, got list"),
+    ("a picture beside messages", "chat", dict(images=["a.png"]), "images", "holds a value, and only text can be trained on"),
+    ("a picture beside text", "text", dict(image={"bytes": None, "path": "a.png"}), "image", "only text can be trained on"),
+    ("sound", "hh", dict(audio={"path": "a.wav"}), "audio", "only text can be trained on"),
+    *((f"messages as text: {name}", "text", {column: value}, column, reason) for name, column, value, reason in [
+        ("JSON prompt", "prompt", json.dumps(say("user", "Hi.")), "messages written as text: read them first, with json.loads"),
+        ("JSON over lines", "chosen", json.dumps(say("assistant", "yes"), indent=1), "with json.loads"),
+        ("one message", "rejected", json.dumps(say("assistant", "no")[0]), "with json.loads"),
+        ("Python's repr", "chosen", str(say("assistant", "yes")), "messages written as text: read them first, with ast.literal_eval"),
+        ("numpy's repr", "chosen", "[{'content': 'yes', 'role': 'assistant'}\n {'content': 'so', 'role': 'assistant'}]", "messages written as text"),
+        ("ShareGPT", "prompt", '[{"from": "human", "value": "Hi."}]', "with json.loads")]),
+    ("messages as text in a list", "many", dict(rejected=[" no", json.dumps(say("assistant", "no"))]), "rejected", "messages written as text"),
+    ("messages as text among ranked ones", "ranked", dict(completions=[" no", str(say("assistant", "yes")), " hm"]), "completions", "messages written as text"),
+    ("conversations as text", "talks", {c: json.dumps(ASKED[1] + say("assistant", c)) for c in ("chosen", "rejected")}, "chosen", "messages written as text"),
+    ("completions and ranks as text", "ranked", dict(completions='[" no", " yes"]', ranks="[1, 0]"), "ranks", "completions and ranks must be lists (read the text in completions and ranks first"),
+    ("all completions repeat the prompt", "text", dict(prompt="What is 1 plus 1?", chosen="What is 1 plus 1? yes", rejected="What is 1 plus 1? no"), "rejected", "repeats the prompt, as all completions of the row do"),
     ("second message bad", "chat", dict(prompt=ASKED[1] + say("user", None)), "prompt", "message 2: no 'content'"),
     ("chosen no messages", "chat", dict(chosen=[]), "chosen", "an empty list"),
     ("chosen a string after messages", "chat", dict(chosen="yes"), "chosen", "expected a list of messages, got str"),
@@ -166,10 +187,15 @@ TOKENS = [
     ("EOS in prompt", "text", dict(prompt=f"Question{EOS}:"), "prompt", f"the EOS token '{EOS}' inside the text", {}),
     ("EOS before the prompt", "text", dict(prompt=f"{EOS}Question:"), "prompt", "EOS token", {}),
     ("EOS after the prompt", "text", dict(prompt=f"Question:{EOS}"), "prompt", "EOS token", {}),
-    ("EOS after chosen", "text", dict(chosen=f" yes{EOS}"), "chosen", "EOS token", {}),
+    ("EOS after chosen, and more", "text", dict(chosen=f" yes{EOS} so"), "chosen", "EOS token", {}),
+    ("EOS twice after chosen", "text", dict(chosen=f" yes{EOS}{EOS}"), "chosen", "EOS token", {}),
+    ("nothing but EOS", "text", dict(chosen=f" {EOS}\n"), "chosen", "empty completion", {}),
+    ("text of a chat template", "text", dict(prompt=f"[user]Question{EOS}\n[assistant]"), "prompt", "a text that a chat template wrote? Then give messages", {}),
+    ("tool calls that the template does not write", "chat", dict(chosen=say("assistant", "yes", tool_calls=[{"name": "f"}])), "chosen", "the chat template does not write 'tool_calls'", {}),
+    ("unwritten tool calls before", "chat", dict(prompt=ASKED[1] + say("assistant", "hm", tool_calls=[{"name": "f"}]) + say("user", "So?")), "prompt", "the chat template does not write 'tool_calls'", {}),
     ("EOS in a transcript", "hh", dict(rejected=hh(f" no{EOS} way")), "rejected", "EOS token", {}),
-    ("EOS in one of many", "many", dict(rejected=[" no", f" why{EOS}"]), "rejected", "EOS token", {}),
-    ("EOS in ranked completions", "ranked", dict(completions=[" no", f" yes{EOS}", " hm"]), "completions", "EOS token", {}),
+    ("EOS in one of many", "many", dict(rejected=[" no", f" why{EOS}?"]), "rejected", "EOS token", {}),
+    ("EOS in ranked completions", "ranked", dict(completions=[" no", f" yes{EOS}s", " hm"]), "completions", "EOS token", {}),
     ("EOS in a message", "chat", dict(chosen=say("assistant", f"yes{EOS}")), "chosen", "EOS token", {}),
     ("EOS in a message of the prompt", "talks", {c: say("user", f"Hi{EOS}") + say("assistant", c) for c in ("chosen", "rejected")}, "prompt", "EOS token", {}),
     ("template refuses a role", "chat", dict(prompt=say("tool", "4")), "prompt", "the chat template refuses it: no tools here", {}),
@@ -301,7 +327,16 @@ FILES = [
     ("bytes that are no text", "rows.jsonl", LINE + b"\n\xff\xfe", "rows.jsonl: line 2: not UTF-8 (byte 1"),
     ("another encoding", "rows.jsonl", json.dumps({"prompt": "é"}, ensure_ascii=False).encode("latin-1"), "rows.jsonl: line 1: not UTF-8 (byte 13"),
     ("UTF-16", "rows.jsonl", LINE.decode().encode("utf-16"), "rows.jsonl: line 1: not UTF-8"),
-    ("a byte-order mark", "rows.jsonl", b"\xef\xbb\xbf" + LINE, "rows.jsonl: line 1: not JSON (Unexpected UTF-8 BOM"),
+    ("a byte-order mark inside", "rows.jsonl", LINE + b"\n\xef\xbb\xbf" + LINE, "rows.jsonl: line 2: not JSON (Unexpected UTF-8 BOM"),
+    ("half an array", "rows.json", b"[" + LINE + b",", "rows.json: not JSON (Expecting value at line 1"),
+    ("an array of strings", "rows.json", b'["Q"]', "rows.json: element 0 of the array: expected a JSON object, got str"),
+    ("lines in .json, one broken", "rows.json", LINE + b"\n{", "rows.json: line 2: not JSON"),
+    ("an array of other bytes", "rows.json", b'["\xff"]', "rows.json: not UTF-8"),
+    ("cells without a name", "rows.csv", b"prompt,chosen,rejected\nQ,a,b\nQ,a,b,c\n", "rows.csv: line 3: more cells than the header"),
+    ("a header alone", "rows.csv", b"prompt,chosen,rejected\n", "no rows in split 'train'"),
+    ("CSV in another encoding", "rows.csv", b"prompt,chosen,rejected\nQ,\xff\xfe,b\n", "rows.csv: after line"),
+    *((f"a pointer for {name}", name, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", f"{name}: a Git LFS pointer, not the data")
+      for name in ("rows.jsonl", "rows.jsonl.gz", "rows.parquet", "rows.csv", "rows.json")),
     ("a number of 5,000 digits", "rows.jsonl", LINE + b'\n{"prompt": ' + b"1"*5000 + b"}", "rows.jsonl: line 2: not JSON that can be read"),
     ("100,000 brackets", "rows.jsonl", LINE + b'\n{"prompt": ' + b"["*100_000, "rows.jsonl: line 2: not JSON that can be read"),
     ("nothing", "rows.jsonl", b"", "no rows in split 'train'"),
@@ -313,7 +348,7 @@ FILES = [
     ("no gzip at all", "rows.jsonl.gz", LINE, "rows.jsonl.gz: after line 0: broken gzip data"),
     ("no Parquet at all", "rows.parquet", LINE, "rows.parquet: not a Parquet file that can be read"),
     ("an empty Parquet file", "rows.parquet", b"", "rows.parquet: not a Parquet file that can be read"),
-    ("another ending", "rows.csv", b"prompt,chosen,rejected", "rows.csv: expected a file that ends in"),
+    ("another ending", "rows.tsv", b"prompt\tchosen", "rows.tsv: expected a file that ends in"),
     ("no such file", "rows.jsonl", None, "no such file"),
 ]
 
@@ -356,7 +391,10 @@ NO_EOS = PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(["a"]).backend
 CALLS = [
     ("no rows", lambda: tokenize_preferences(TEXT.select([]), TOKENIZER), "the data set is empty"),
     ("no rows in a stream", lambda: tokenize_preferences(IterableDataset.from_generator(lambda: iter(())), TOKENIZER), "the data set is empty"),
-    ("a list", lambda: tokenize_preferences(GOOD["text"], TOKENIZER), "argument 'dataset': expected a datasets.Dataset"),
+    ("a list", lambda: tokenize_preferences(GOOD["text"], TOKENIZER), "argument 'dataset': expected a datasets.Dataset or IterableDataset, got list: datasets.Dataset.from_list(rows)"),
+    ("a path", lambda: tokenize_preferences("rows.jsonl", TOKENIZER), "got str: load_preferences(path)"),
+    ("a frame", lambda: tokenize_preferences(TEXT.to_pandas(), TOKENIZER), "got DataFrame: datasets.Dataset.from_pandas(frame)"),
+    ("columns", lambda: tokenize_preferences(TEXT.to_dict(), TOKENIZER), "got dict: datasets.Dataset.from_dict(columns)"),
     ("all splits", lambda: tokenize_preferences(DatasetDict(train=TEXT), TOKENIZER), "argument 'dataset': expected a datasets.Dataset"),
     ("no column chosen", lambda: tokenize_preferences(TEXT.remove_columns("chosen"), TOKENIZER), "column 'chosen': missing (the columns are prompt, rejected)"),
     ("no column rejected", lambda: tokenize_preferences(TEXT.remove_columns("rejected"), TOKENIZER, on_bad_rows="drop"), "column 'rejected': missing"),
@@ -372,6 +410,7 @@ CALLS = [
     ("on_bad_rows", lambda: tokenize_preferences(TEXT, TOKENIZER, on_bad_rows="ignore"), "argument 'on_bad_rows': 'ignore'"),
     ("on_bad_rows when loading", lambda: load_preferences("world", on_bad_rows="ignore"), "argument 'on_bad_rows': 'ignore'"),
     *((f"max_length {n}", lambda n=n: tokenize_preferences(TEXT, TOKENIZER, max_length=n), f"argument 'max_length': expected a positive integer or None, got {n}") for n in (0, -4, 2.5, True)),
+    ("completion_tokens", lambda: tokenize_preferences(TEXT, TOKENIZER, completion_tokens="both"), "argument 'completion_tokens': 'both' is not 'joint' or 'apart'"),
     ("max_prompt_length 0", lambda: tokenize_preferences(TEXT, TOKENIZER, max_length=9, max_prompt_length=0), "argument 'max_prompt_length'"),
     ("a split that the world lacks", lambda: load_preferences("world", split="dev"), "'dev'"),
     ("nothing left", lambda: tokenize_preferences(Dataset.from_list([{**row, "chosen": " "} for row in GOOD["text"]]), TOKENIZER, on_bad_rows="drop"), "3 of 3 rows are bad (3 × empty completion)"),
@@ -386,7 +425,7 @@ def test_call_is_refused(call, message):
 
 def test_a_folder_without_the_split_is_refused(tmp_path):
     (tmp_path/"train.jsonl").write_bytes(LINE)
-    with pytest.raises(FileNotFoundError, match=r"no test\*\.jsonl"): load_preferences(tmp_path, split="test")
+    with pytest.raises(FileNotFoundError, match=r"no test\.jsonl, nor any other file of the split 'test' .*There is: train\.jsonl"): load_preferences(tmp_path, split="test")
 
 
 def test_findings_of_several_rows_are_all_reported(caplog):
@@ -404,7 +443,8 @@ def test_what_is_cut_or_odd_is_counted(caplog):
         return [r.getMessage() for r in caplog.records]
     long = [{**GOOD["text"][0], "chosen": " yes"*30}]*2
     assert said(long + GOOD["text"], max_length=24) == ["2 completions were cut to max_length=24 and lost their EOS"]
-    assert said([{"prompt": "so yes ", "chosen": "no", "rejected": "yes"}]*3 + GOOD["text"])[0].startswith("3 rows would have other tokens where prompt and completion meet")
+    for how, start in (("joint", "3 rows have a token in which prompt and completion meet"), ("apart", "3 rows would have other tokens where prompt and completion meet")):
+        assert said([{"prompt": "so yes ", "chosen": "no", "rejected": "yes"}]*3 + GOOD["text"], completion_tokens=how)[0].startswith(start)
     with_bos = tokenizer_with()
     with_bos.add_special_tokens({"bos_token": "<s>"})
     with_bos.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", with_bos.bos_token_id)])
@@ -421,7 +461,7 @@ def test_the_edge_is_judged_as_the_whole_would_be():
     for _ in range(300):
         prompt, chosen, rejected = (rng.choice(["", " "]) + " ".join(rng.choices(["yes", "no", "question", "so", "then:"], k=rng.randrange(1, 20))) + rng.choice(["", " ", "\n"]) for _ in range(3))
         whole = any(ids(prompt + text) != ids(prompt) + ids(text) for text in (chosen, rejected))
-        assert ("joint" in _encode(prompt, [chosen, rejected], ["prompt", "chosen", "rejected"], tokenizer, False, (False, False))[3]) == whole
+        assert ("apart" in _encode(prompt, [chosen, rejected], ["prompt", "chosen", "rejected"], tokenizer, False, (False, False), completion_tokens="apart")[3]) == whole
         seen.add(whole)
     assert seen == {True, False}
 

@@ -173,10 +173,14 @@ def check_group(group, row, layout, sft, tokenizer, adds, max_length=None, max_p
     if tokens: before, texts = row["prompt_ids"], [row[c] for c in ("chosen_ids", "rejected_ids")[:len(completions)]]
     else:
         before, texts = wanted(row, sft, tokenizer, adds)
+        wholes = [tokenizer.backend_tokenizer.decode(prompt + ids, skip_special_tokens=False) for ids in completions]
         prompt, *completions = [tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False) for ids in (prompt, *completions)]
-        texts = [t + EOS for t in texts]
-    if "cut" not in notes and (max_length is None or max_prompt_length is None): assert prompt == before and completions == texts, (before, prompt, texts, completions)
+        texts = [t.rstrip() if t.rstrip().endswith(EOS) else t + EOS for t in texts]
+    if "cut" not in notes and max_prompt_length is None:
+        if tokens or "joint" not in notes: assert prompt == before and completions == texts, (before, prompt, texts, completions)
+        else: assert prompt in (EOS, before[:len(prompt)]) and [w.removeprefix(EOS) for w in wholes] == [before + t for t in texts], (before, prompt, texts, completions)
     for c, t in zip(completions, texts):
+        if not tokens and "joint" in notes: continue                                 # begins with the end of the prompt
         n = len(c) if tokens or "\ufffd" not in c else c.index("\ufffd")             # a cut may leave half a character
         assert c[:n] == t[:n]
     if "ref_logps" in group: assert len(group["ref_logps"]) == 2 and all(-math.inf < x <= 1e-6 for x in group["ref_logps"])

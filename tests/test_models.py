@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slpo import SLPOConfig, SLPOTrainer
 from slpo.data import train_tokenizer
-from slpo.trainer import check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
+from slpo.trainer import check_model_files, check_tokenizer_files, load_model, load_tokenizer, model_positions, torch_dtype
 
 datasets.disable_progress_bars(); transformers.utils.logging.disable_progress_bar()
 
@@ -93,10 +93,11 @@ MODELS = {
     "models in sub-folders": (only_checkpoints, ["no config.json", "models are in", "checkpoint-8"]),
     "an adapter": (adapter, ["is an adapter of some/base", "merge_and_unload"]),
     "weights that are a pointer": (write("model.safetensors", POINTER), ["model.safetensors is a Git LFS pointer", "git lfs pull"]),
-    "a tokenizer that is a pointer": (write("tokenizer.json", POINTER), ["tokenizer.json is a Git LFS pointer", "git lfs pull"]),
     "no weights": (take("model.safetensors"), ["no weights", "it holds config.json"]),
+    "weights of an adapter alone": (lambda folder: [take("model.safetensors")(folder), write("adapter_config.json", "{}")(folder), write("adapter_model.safetensors", "")(folder)], ["no weights", "It is an adapter beside"]),
+    "what a trainer keeps, without weights": (lambda folder: [take("model.safetensors")(folder), write("training_args.bin", "")(folder), write("optimizer.bin", "")(folder)], ["no weights"]),
     "weights cut short": (cut_short, ["model.safetensors is broken", "bytes"]),
-    "a shard missing": (a_shard_is_missing, ["1 of the 2 files of weights", "model-00002-of-00002.safetensors"]),
+    "a shard missing": (a_shard_is_missing, ["1 of the 2 files of weights that its index names", "model-00002-of-00002.safetensors"]),
 }
 
 
@@ -110,6 +111,16 @@ def test_a_model_folder_that_is_not_whole(case, saved, tmp_path, monkeypatch):
                  lambda: trainer(tiny(), tmp_path/"out", ref_model=str(folder))):
         with pytest.raises((ValueError, FileNotFoundError)) as e: call()
         for words in (str(folder), *wanted): assert words in str(e.value), str(e.value)
+
+
+def test_of_a_clone_only_what_is_read_must_be_there(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path/"mine")
+    for name in ("pytorch_model.bin", "flax_model.msgpack", "figure.png", "consolidated.safetensors"): write(name, POINTER)(folder)
+    load_model(folder); load_tokenizer(folder)
+    write("tokenizer.json", POINTER)(folder)
+    for call in (lambda: load_tokenizer(folder), lambda: trainer(str(folder), tmp_path/"out", words=None)):
+        with pytest.raises(ValueError, match="mine: tokenizer.json is a Git LFS pointer.*git lfs pull"): call()
+    load_model(folder)
 
 
 @pytest.mark.parametrize("name,wanted", [("/nowhere/llama", "no such folder"), ("./mine", "no such folder"), ("~/no-such-model", "no such folder"), ("runs/mine/sft", "no such folder"),
@@ -326,3 +337,131 @@ def test_what_a_router_computes_with_in_evaluation_stays():
 def test_dropout_stays_where_it_is_wanted(tmp_path):
     t = trainer(tiny("OPT", **SIZES["OPT"]), tmp_path, disable_dropout=False)
     assert t.model.config.dropout == .1
+
+
+# ------------------------------------------------------------------------------------------------------ what a model is, and what it is not
+@pytest.mark.parametrize("given,found", [(None, "got nothing"), (3, "got a int"), (transformers.LlamaForCausalLM, "got the class LlamaForCausalLM"), (tiny, "got a function"),
+                                         (transformers.LlamaConfig(), "got a LlamaConfig"), ({"model": 1}, "got a dict")])
+def test_what_is_no_model(given, found, tmp_path):
+    with pytest.raises(ValueError, match=f"model: expected a causal language model, its hub id or its folder, {found}.*model_init"): trainer(given, tmp_path)
+    if given is not None:
+        with pytest.raises(ValueError, match=f"ref_model: expected .* {found}$"): trainer(tiny(), tmp_path, ref_model=given)
+
+
+def test_a_reference_that_is_the_policy(tmp_path):
+    import copy
+    from peft import LoraConfig, get_peft_model
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    model, base = tiny(), tiny()
+    adapted, shares = get_peft_model(base, lora), copy.copy(tiny())
+    shares.lm_head.weight.data = model.lm_head.weight.data
+    for policy, reference, said in ((model, model, "are the same model"), (model, copy.copy(model), "share .* weights"), (model, shares, "share 1 weights"),
+                                    (adapted, adapted, "are the same model"), (adapted, base, "share .* weights")):
+        with pytest.raises(ValueError, match=f"model and ref_model {said}.* leave ref_model out"): trainer(policy, tmp_path, ref_model=reference)
+    with pytest.raises(ValueError, match="leave ref_model out"): trainer(model, tmp_path, ref_model=model, peft_config=lora)
+    assert all(p.requires_grad for p in model.parameters())                                      # nothing was frozen on the way
+    trainer(model, tmp_path, ref_model=copy.deepcopy(model)).train()
+
+
+def test_adapters_that_lengthen_rows_are_refused_and_those_that_do_not_train(tmp_path):
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+    for config in (PromptTuningConfig(num_virtual_tokens=7, task_type="CAUSAL_LM"), PromptEncoderConfig(num_virtual_tokens=7, encoder_hidden_size=8, task_type="CAUSAL_LM")):
+        with pytest.raises(ValueError, match=r"(PROMPT_TUNING|P_TUNING) puts 7 tokens of its own in front of every row"): trainer(tiny(), tmp_path, peft_config=config)
+    trainer(tiny("GPT2", **MOST), tmp_path, peft_config=PrefixTuningConfig(num_virtual_tokens=7, task_type="CAUSAL_LM")).train()
+
+
+@pytest.mark.parametrize("how", [dict(target_modules=["embed_tokens"]), dict(target_modules=["q_proj"], trainable_token_indices=WORDS(" yes no").input_ids),
+                                 dict(target_modules=["embed_tokens", "lm_head"]), dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"])])
+def test_adapters_of_the_embedding(how, tmp_path):
+    from peft import LoraConfig
+    from test_packing import one_by_one
+    t = trainer(tiny(tie_word_embeddings=False), tmp_path, peft_config=LoraConfig(r=2, **how), learning_rate=1e-2)
+    assert t.data_collator.packed
+    before = {n: p.detach().clone() for n, p in t.model.named_parameters() if p.requires_grad}
+    t.train()
+    assert any((before[n] != p).any() for n, p in t.model.named_parameters() if n in before and ("embed" in n or "token" in n))
+    with torch.no_grad(): want = one_by_one(t.model.eval(), list(t.train_dataset))
+    assert (torch.tensor(sum(t.group_logps(t.train_dataset), [])) - want).abs().max() < 1e-4
+
+
+def test_a_tokenizer_with_more_words_than_the_model(tmp_path):
+    with pytest.raises(ValueError, match="the tokenizer has 270 tokens, the model only 99"): trainer(tiny(vocab_size=99), tmp_path)
+
+
+TEXT = dict(vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, head_dim=8, pad_token_id=0, eos_token_id=0, bos_token_id=0)
+SEES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+
+
+def multimodal(kind):
+    "Checkpoints that also see, for text."
+    c = transformers
+    torch.manual_seed(0)
+    if kind == "Gemma3": config = c.Gemma3Config(text_config=dict(TEXT, query_pre_attn_scalar=8), vision_config=SEES, mm_tokens_per_image=4, image_token_index=270)
+    elif kind == "Mistral3": config = c.Mistral3Config(text_config=c.MistralConfig(**TEXT), vision_config=c.PixtralVisionConfig(**SEES | dict(head_dim=16)), image_token_index=270)
+    elif kind == "Llava": config = c.LlavaConfig(text_config=c.LlamaConfig(**TEXT), vision_config=c.CLIPVisionConfig(**SEES), image_token_index=270)
+    else:
+        rope = dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1e4)
+        sees = dict(depth=1, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=32, deepstack_visual_indexes=[0], num_position_embeddings=16)
+        config = c.Qwen3VLConfig(text_config=dict(TEXT, rope_parameters=rope), vision_config=sees, image_token_id=270, video_token_id=271, vision_start_token_id=272, vision_end_token_id=273)
+    return getattr(c, f"{kind}ForConditionalGeneration")(config)
+
+
+@pytest.mark.parametrize("kind", ["Gemma3", "Mistral3", "Llava", "Qwen3VL"])
+def test_multimodal_checkpoints_train_on_text(kind, tmp_path):
+    from test_packing import one_by_one
+    t = trainer(multimodal(kind), tmp_path, learning_rate=1e-3, loss_type="dpo")
+    assert t.data_collator.packed
+    with torch.no_grad(): want = one_by_one(t.model.eval(), list(t.train_dataset))
+    assert (torch.tensor(sum(t.group_logps(t.train_dataset), [])) - want).abs().max() < 1e-4
+    t.train()
+    first, second = [log["loss"] for log in t.state.log_history if "loss" in log]
+    assert abs(first - .6931) < 1e-3 and second != first
+
+
+def test_a_compiled_model_has_the_losses_of_the_plain_one(tmp_path):
+    "The other backends compile to code that is not ours; what asks a compiled model for its truth fails with any."
+    def losses(**more):
+        t = trainer(tiny("GPTNeoX", num_hidden_layers=1), tmp_path, rows=ROWS.select(range(4)), eval_dataset=ROWS.select(range(4)), learning_rate=1e-3, precompute_ref_log_probs=False, **more)
+        t.train()
+        return [*(log["loss"] for log in t.state.log_history if "loss" in log), t.evaluate()["eval_loss"], *sum(t.group_logps(t.train_dataset), [])]
+    torch.testing.assert_close(losses(torch_compile=True, torch_compile_backend="eager"), losses(), rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ positions
+LEARNED = {"GPT2": dict(MOST, n_positions=24), "GPTBigCode": dict(MOST, n_positions=24), "CTRL": dict(MOST, dff=64, n_positions=24), "GPTJ": dict(MOST, rotary_dim=4, n_positions=24),
+           "GPTNeo": dict(DROPPED["GPTNeo"], max_position_embeddings=24), "CodeGen": dict(MOST, rotary_dim=4, n_positions=24), "OPT": dict(SIZES["OPT"], max_position_embeddings=24),
+           "BioGpt": dict(max_position_embeddings=24), "Bert": dict(is_decoder=True, max_position_embeddings=24), "Mpt": dict(d_model=32, n_layers=2, n_heads=4, max_seq_len=24),
+           "Roberta": dict(is_decoder=True, max_position_embeddings=26, pad_token_id=1)}
+COMPUTED = {"Llama": {}, "GPTNeoX": {}, "Bloom": {}, "XGLM": SIZES["XGLM"], "Mamba": {}}
+
+
+@pytest.mark.parametrize("kind", [*LEARNED, *COMPUTED])
+def test_positions_are_found_in_the_model(kind):
+    model = tiny(kind, **LEARNED.get(kind) or dict(COMPUTED[kind], max_position_embeddings=24)).eval()
+    def takes(n): return model(input_ids=torch.full((1, n), 5), attention_mask=torch.ones(1, n, dtype=torch.long), use_cache=False)
+    takes(24)
+    if kind in COMPUTED: assert model_positions(model) is None and takes(60)
+    else:
+        assert model_positions(model) == 24
+        with pytest.raises((IndexError, RuntimeError)): takes(25)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_rows_longer_than_the_positions_are_refused_before_anything_is_computed(packing, tmp_path, monkeypatch):
+    rows, long = ROWS, Dataset.from_list([dict(prompt="x"*i, chosen=" y", rejected=" n") for i in range(9, 40)])
+    monkeypatch.setattr(SLPOTrainer, "group_logps", lambda *a, **k: pytest.fail("computed"))
+    def make(**more): return trainer(tiny("GPT2", **LEARNED["GPT2"]), tmp_path, packing=packing, **more)
+    for how in (dict(rows=long), dict(rows=rows, eval_dataset=long), dict(rows=rows, eval_dataset={"a": rows, "b": long})):
+        with pytest.raises(ValueError, match="the model has 24 positions, and rows have up to 42 tokens: set max_length to 24 or less"): make(**how)
+    with pytest.raises(ValueError, match="the reference model has 24 positions"): trainer(tiny(), tmp_path, rows=long, ref_model=tiny("GPT2", **LEARNED["GPT2"]))
+    with pytest.raises(ValueError, match="24 positions, and rows have up to 1024 tokens"): make(rows=rows.to_iterable_dataset())
+    monkeypatch.undo()
+    make(rows=long, max_length=24, on_bad_rows="drop").train()
+    t = make(rows=long.select(range(8)))
+    with pytest.raises(ValueError, match="24 positions"): t._check_layout(trainer(tiny(), tmp_path, rows=long).train_dataset)
+
+
+def test_rows_longer_than_a_model_was_made_for_are_said(tmp_path, caplog):
+    trainer(tiny(max_position_embeddings=16), tmp_path)
+    (said,) = [r.message for r in caplog.records if "max_position_embeddings" in r.message]
+    assert "up to 16 tokens" in said
