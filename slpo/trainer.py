@@ -969,8 +969,9 @@ def _adapter_is_idle(model) -> bool:
     if not _is_adapted(model):
         return False
     for config in model.peft_config.values():
-        whole = config.modules_to_save or getattr(config, "trainable_token_indices", None)
-        if config.peft_type != "LORA" or config.use_dora or whole:
+        if config.peft_type != "LORA" or config.use_dora:
+            return False
+        if config.modules_to_save or config.trainable_token_indices:
             return False
     for name, x in model.named_parameters():
         second = ".lora_B." in name or ".lora_embedding_A." in name
@@ -1431,8 +1432,8 @@ def _differ(self:SLPOTrainer, logps, ref_logps):
     """(N,) whether log-probabilities, nats, differ by more than arithmetic does; layers of
     quantised weights may round what goes into them, too."""
     model = self.accelerator.unwrap_model(self.model)
-    parts = any(hasattr(p, "__tensor_flatten__") for p in model.parameters())
-    quantised = parts or getattr(model, "is_quantized", False)
+    kinds = {type(p.data).__module__.split(".")[0] for p in model.parameters()}
+    quantised = getattr(model, "is_quantized", False) or kinds != {"torch"}     # torchao's and others
     eps = max(self._eps(), 2.**-8) if quantised else self._eps()
     return (logps - ref_logps).abs() > (24*eps + 1e-3)*logps.abs().sqrt() + 1e-3
 
