@@ -971,7 +971,7 @@ def _adapter_is_idle(model) -> bool:
     for config in model.peft_config.values():
         if config.peft_type != "LORA" or config.use_dora:
             return False
-        if config.modules_to_save or config.trainable_token_indices:
+        if config.modules_to_save or getattr(config, "trainable_token_indices", None):
             return False
     for name, x in model.named_parameters():
         second = ".lora_B." in name or ".lora_embedding_A." in name

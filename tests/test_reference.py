@@ -1,4 +1,4 @@
-"""The reference: one meaning with and without adapters, kept numbers that are never another reference's, a check that training starts there."""
+"""The reference: one meaning under adapters, kept numbers of no other one, training that starts there."""
 
 import json
 import logging
@@ -85,6 +85,12 @@ def lora(**settings):
     return LoraConfig(**dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]) | settings)
 
 
+def prefix():
+    from peft import PrefixTuningConfig
+
+    return PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+
+
 def wrapped(strength=8, **settings):
     "A model with an adapter that was trained before."
     from peft import get_peft_model
@@ -121,12 +127,13 @@ STARTS = {
         peft_config=lora(init_lora_weights=False, modules_to_save=["lm_head"])
     ),
     "trained before": lambda: dict(model=wrapped()),
+    "prefix": lambda: dict(peft_config=prefix()),
 }
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_precomputed_or_not_the_reference_is_the_policy_at_the_start(tmp_path, start):
-    "Both ways agree at each of three steps, which move the policy; a step leaves the reference where it was."
+    "Both ways agree at each of three steps, which move the policy and leave the reference."
     history, references = {}, {}
     for precompute in (True, False):
         trainer = make(
@@ -154,7 +161,7 @@ def test_precomputed_or_not_the_reference_is_the_policy_at_the_start(tmp_path, s
 
 
 def test_after_a_resume_the_reference_is_the_one_of_before(tmp_path):
-    "In each step, from the weights that the adapter started with, and not from those of the checkpoint."
+    "In each step, from the weights that the adapter started with, not from the checkpoint's."
 
     def run(folder, steps):
         trainer = make(
@@ -272,14 +279,14 @@ def test_an_adapter_that_adds_nothing_yet_is_not(tmp_path, passes, again):
 
 
 def test_the_key_is_the_same_in_every_process():
-    "Names of modules are a set in PEFT's settings, and sets of strings are in another order in each process."
+    "PEFT's settings hold a set of names, which is in another order in each process."
     assert json.loads(slpo.trainer._canonical([{"target_modules": set("hgabfe"), "n": 1}])) == [
         {"target_modules": list("abefgh"), "n": 1}
     ]
 
 
 class Packing4Bit(torch.nn.Linear):
-    "As bitsandbytes' Linear4bit on a CPU: the first pass without gradients repacks the weight, whose layer has no gradient from then on."
+    "As bitsandbytes' Linear4bit on a CPU: a pass without gradients repacks it, and ends its gradients."
 
     support_avx512bf16_for_cpu, packed = True, False
 
@@ -315,7 +322,7 @@ def four_bit():
     ids=["precomputed", "used before", "each step", "evaluated"],
 )
 def test_our_passes_leave_four_bit_layers_their_gradients(tmp_path, settings, used_before):
-    "The first layers' adapters get the gradients that they get in a model of ordinary layers; in a model that has generated, too."
+    "Adapters get the gradients of a model of ordinary layers; in a model that has generated, too."
     norms = []
     for model in (tiny(num_hidden_layers=2), four_bit()):
         if used_before:
@@ -343,7 +350,7 @@ def pack(model, how):
 
 
 class Quantised(torch.Tensor):
-    "As torchao's: a shape and a dtype, made of two tensors that have bytes, and no view of its own."
+    "As torchao's: a shape and a dtype, made of two tensors with bytes, and no view of its own."
 
     @staticmethod
     def __new__(cls, data, scale):
@@ -401,7 +408,8 @@ def test_weights_without_bytes_are_not_cached_and_a_line_says_so(tmp_path, passe
             make(tmp_path, pack(tiny(), Opaque.of), peft_config=lora()).train()
     assert len(passes) == 2 and not list(tmp_path.glob("cache/*"))
     assert [r.getMessage() for r in caplog.records if "not kept" in r.getMessage()] == [
-        "reference log-probabilities are not kept: the weights cannot be read as bytes (NotImplementedError: Quantised: no aten.view.default)"
+        "reference log-probabilities are not kept: the weights cannot be read as bytes "
+        "(NotImplementedError: Quantised: no aten.view.default)"
     ] * 2
 
 
@@ -524,7 +532,7 @@ def test_a_file_that_is_no_reference_is_replaced_and_a_line_says_so(tmp_path, ca
 
 
 def test_what_was_computed_is_kept_whatever_comes_after(tmp_path, passes, monkeypatch):
-    "An evaluation set whose pass fails does not cost the training set's numbers, nor those of the set before it."
+    "A pass that fails does not cost the numbers of the data sets before it."
     counted = SLPOTrainer.group_logps
 
     def fails(self, dataset, *args):
