@@ -265,6 +265,11 @@ def _first_line(error) -> str:
     "What an exception says, on one line."
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
+def _one_line(error, most:int=600) -> str:
+    "All that an exception says, on one line."
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]} …"
+
 def _listing(folder:Path, most:int=12) -> str:
     "The names in a folder, for a message."
     names = sorted(p.name + "/"*p.is_dir() for p in folder.iterdir())
@@ -404,7 +409,7 @@ def _mend_generation(model, what:str="model"):
             logger.warning("%s: generation settings without effect, which transformers would refuse to save, are left out: %s", what, ", ".join(f"{k}={v}" for k, v in idle.items()))
     with tempfile.TemporaryDirectory() as folder:
         try: copy.deepcopy(model.config).save_pretrained(folder)
-        except ValueError as e: raise ValueError(f"{what}: its configuration could not be saved after training: {' '.join(str(e).split())}") from e
+        except ValueError as e: raise ValueError(f"{what}: its configuration could not be saved after training: {_one_line(e)}") from e
 
 def _was_unpacked(model):
     "GGUF weights are unpacked when they are loaded: nothing is quantised any more."
@@ -432,7 +437,7 @@ def load_model(name, # folder or hub id
         model, info = AutoModelForCausalLM.from_pretrained(source, dtype=precision, gguf_file=gguf_file, output_loading_info=True, **init_kwargs)
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as e:
         if isinstance(e, torch.cuda.OutOfMemoryError): raise
-        raise ValueError(f"{what} {name} could not be loaded: {_first_line(e)}") from e
+        raise ValueError(f"{what} {name} could not be loaded: {_one_line(e)}") from e
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{what} {name}: {len(missing)} weights of {type(model).__name__} are not in its files and would be random, {', '.join(missing[:3])}: is it a causal language model?")
     if gguf_file: _was_unpacked(model)
@@ -472,7 +477,7 @@ def load_tokenizer(name, # folder or hub id
     path = Path(name).expanduser()
     try: tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else str(name), gguf_file=gguf_file, **init_kwargs)
     except Exception as e:                                                                     # tokenizers raises a plain Exception for a broken file
-        if path.is_dir() or not isinstance(e, OSError): raise ValueError(f"{what} {name}: its tokenizer could not be read: {_first_line(e)}") from e
+        if path.is_dir() or not isinstance(e, OSError): raise ValueError(f"{what} {name}: its tokenizer could not be read: {_one_line(e)}") from e
         raise FileNotFoundError(_hub_message(what, str(name), e)) from e
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens): raise FileNotFoundError(_no_tokenizer(what, name, "the one it gives knows no words"))
     return tokenizer
@@ -607,7 +612,7 @@ def _check_precision(model, args, own_optimizer:bool=False):
     narrow = [p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) and p.numel()]
     if shared or not narrow: return                                                            # those that share weights out keep float32 ones for the optimizer
     dtype = str(narrow[0].dtype).removeprefix("torch.")
-    todo = f"load the model in float32 (dtype={torch.float32})" + ("" if args.fp16 else "; bf16=True then computes in bfloat16")
+    todo = "load the model in float32 (dtype='float32')" + ("" if args.fp16 else "; bf16=True then computes in bfloat16")
     if args.fp16: raise ValueError(f"the trainable weights are {dtype}, and fp16=True scales gradients, which takes float32 weights: {todo}")
     share = _share_that_moves(narrow, args.learning_rate)
     what = f"the trainable weights are {dtype}, and at learning_rate={args.learning_rate:g} a step can change {share:.1%} of them, the others are rounded back"
