@@ -960,12 +960,19 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
     kept = [c for c in columns if make is _from_group and c not in features and c != ROW]     # a collator of another's may want them
     features |= {c: dataset.features[c] for c in kept}
     with _room(_folder_of(dataset)):
-        out = dataset.map(make, with_indices=True, remove_columns=[c for c in columns if c not in kept], num_proc=num_proc, desc="tokenising", features=Features(features | _REPORT), fn_kwargs=how)
+        out = dataset.map(_in_batches, with_indices=True, batched=True, remove_columns=[c for c in columns if c not in kept], num_proc=num_proc,
+                          desc="tokenising", features=Features(features | _REPORT), fn_kwargs={"make": make, "how": how})
     problems, numbers = list(out["problems"]), range(len(out)) if make is _from_group else list(out["row"])
     _settle([Finding(row, *p) for row, found in zip(numbers, problems) for p in found], len(out), on_bad_rows)
     bad = {i for i, found in enumerate(problems) if found}
     for kind, n in Counter(note for i, notes in enumerate(out["notes"]) if i not in bad for note in notes).items(): _note(kind, n, _limit(**lengths))
     return out.select([i for i in range(len(out)) if i not in bad]).remove_columns(list(_REPORT))
+
+def _in_batches(columns:dict, indices:list, make, how:dict) -> dict:
+    "What `make` makes of each row of a batch, as columns."
+    rows = [dict(zip(columns.keys(), values)) for values in zip(*columns.values())]
+    groups = [make(row, i, **how) for i, row in zip(indices, rows)]
+    return {name: [group[name] for group in groups] for name in groups[0]}
 
 def _folder_of(dataset:Dataset) -> str:
     "Where `datasets` writes what it makes of this data set."
