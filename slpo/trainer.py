@@ -195,7 +195,7 @@ class SLPOConfig(TrainingArguments):
     preset: str | None = _knob(None, "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
-    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut (without max_length: always), tokens; None: only completions are cut.")
+    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
     max_completion_length: int | None = _knob(None, "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.")
     truncation_mode: str = _knob("keep_end", "Which end of a prompt to keep: keep_end | keep_start.")
     completion_tokens: str = _knob("joint", "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.")

@@ -157,6 +157,19 @@ def test_a_turn_ends_where_the_template_ends_it(mark, special, end, how):
                 one({**row, "rejected": [say("assistant", bad)]}, tokenizer, completion_tokens=how)
 
 
+@pytest.mark.parametrize("after, end", [("<end>\n" + EOS, "<end>"), ("<calls><end>" + EOS, "<calls><end>"), ("<end>" + EOS, "<end>"), (EOS + "<end>", EOS)])
+def test_of_several_special_tokens_the_one_that_ends_every_turn_is_the_end(after, end):
+    "Phi-3's template writes EOS once more after the last turn; DeepSeek's has special tokens after a call, before the end."
+    tokenizer = ends_in("<end>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start>", "<end>", "<calls>"]})
+    calls = after.partition("<end>")[0] if "<calls>" in after else ""
+    turn = "<end>" if end.endswith("<end>") else EOS
+    tokenizer.chat_template = ("{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}{{ '" + calls + "' if m.call }}" + turn + "\n{% endfor %}"
+                               "{% if add_generation_prompt %}<start>assistant\n{% else %}" + ("<end>" if turn == EOS else EOS) + "{% endif %}")
+    row = dict(prompt=[say("user", "question")], chosen=[say("assistant", "yes", call=1)], rejected=[say("assistant", "no", call=1)])
+    assert [tokenizer.decode(ids) for ids in one(row, tokenizer)["completion_ids"]] == ["yes" + end, "no" + end]
+
+
 @pytest.mark.parametrize("end", [EOS, EOS + "\n", EOS + " \n\n"])
 def test_eos_at_the_end_of_a_text_is_the_end(end):
     tokenizer = train_tokenizer(["yes no question"]*9, vocab_size=270)
