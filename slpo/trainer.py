@@ -17,11 +17,12 @@ import math
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 from collections import defaultdict
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,7 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list, gather_object
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from fastcore.basics import patch
 from huggingface_hub import ModelCardData
 from huggingface_hub.constants import HF_HOME, is_offline_mode
@@ -46,7 +47,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrate
 from transformers.training_args import OptimizerNames
 from transformers.utils import cached_file
 
-from .data import PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
+from .data import _REMEDY, PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
 from .dpo import dpo_loss, ipo_loss, preference_accuracy
 from .logps import sequence_logps, token_logps
 from .loss import FORMS, PRESETS, slpo_loss, slpo_sample_loss
@@ -819,6 +820,31 @@ def _tokenized(dataset, tokenizer, args):
                                 num_proc=args.dataset_num_proc)
 
 
+# %% ../nbs/07_trainer.ipynb #cell-268
+def _check_args(args):
+    "Raise `ValueError` for arguments of another class, with those that carry over."
+    if isinstance(args, SLPOConfig): return
+    if not is_dataclass(args) or isinstance(args, type): raise ValueError(f"argument 'args': expected an SLPOConfig, got {_kind(args)}")
+    def default(f): return f.default_factory() if f.default_factory is not MISSING else f.default
+    given = {f.name: getattr(args, f.name) for f in fields(args) if f.init and getattr(args, f.name) != default(f)}
+    ours = {f.name: default(f) for f in fields(SLPOConfig)}
+    same = [f"{name}={getattr(value, 'value', value)!r}" for name, value in given.items() if name in ours and value != ours[name]]
+    unknown = sorted(set(given) - set(ours))
+    left = f"; not known there: {', '.join(unknown)}" if unknown else ""
+    raise ValueError(f"argument 'args': expected an SLPOConfig, got {_kind(args)}. Those of its settings that are not SLPOConfig's defaults carry over by name: SLPOConfig({', '.join(same)}){left}")
+
+def _kind(x) -> str:
+    "The class of something, with its package where it is not Python's own."
+    package = type(x).__module__.split(".")[0]
+    return type(x).__name__ if package in sys.stdlib_module_names else f"{type(x).__name__} of {package}"
+
+def _check_rows(name:str, dataset):
+    "Raise `ValueError`, naming the argument, for what is no data set."
+    if dataset is None or isinstance(dataset, (Dataset, IterableDataset)): return
+    kind = type(dataset).__name__
+    remedy = _REMEDY.get(kind, "datasets.Dataset.from_list(list(rows)) makes one of dicts")
+    raise ValueError(f"argument '{name}': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}")
+
 # %% ../nbs/07_trainer.ipynb #cell-018
 class SLPOTrainer(Trainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises `BadRows` for rows that cannot be
@@ -839,7 +865,11 @@ class SLPOTrainer(Trainer):
                  compute_metrics=None, # called with log-ratios (N,2), chosen and mean rejected
                  callbacks=None, optimizers=(None, None), # as in transformers.Trainer
                  peft_config=None): # a PEFT configuration: train new adapters
-        args = args or SLPOConfig()
+        args = SLPOConfig() if args is None else args
+        _check_args(args)
+        many = isinstance(eval_dataset, dict)
+        evals = eval_dataset if many else {None: eval_dataset}
+        for name, data in (("train_dataset", train_dataset), *(("eval_dataset" if k is None else f"eval_dataset[{k!r}]", d) for k, d in evals.items())): _check_rows(name, data)
         _check_kinds(model, ref_model)
         _check_names(args, model, ref_model, processing_class)
         model = _load_model(model, args)
@@ -858,8 +888,6 @@ class SLPOTrainer(Trainer):
         self._sft = args.loss_type == "sft"
         self._changes, self._data_name = [], None
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
-        many = isinstance(eval_dataset, dict)
-        evals = eval_dataset if many else {None: eval_dataset}
         self._row_limit = _row_limit([train_dataset, *evals.values()], args.max_length)
         with args.main_process_first(desc="tokenising"):                                       # the other processes find what it has kept
             train_dataset, evals = _tokenized(train_dataset, tokenizer, args), {k: _tokenized(d, tokenizer, args) for k, d in evals.items()}
@@ -1401,6 +1429,31 @@ def get_test_dataloader(self:SLPOTrainer, test_dataset):
     "As in transformers, with every row once."
     return self._eval_dataloader(Trainer.get_test_dataloader, test_dataset)
 
+# %% ../nbs/07_trainer.ipynb #cell-269
+@patch
+def _later(self:SLPOTrainer, name:str, dataset):
+    """Rows that come after the trainer was built: made into groups and checked as those that it was built with, with the reference's
+    log-probabilities. Raises `BadRows`; `ValueError` where the reference is gone."""
+    known = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+    if any(dataset is d for d in (self.train_dataset, *known)): return dataset
+    _check_rows(name, dataset)
+    with self.args.main_process_first(desc="tokenising"): groups = _tokenized(dataset, self.processing_class, self.args)
+    self._check_layout(groups)
+    return self._with_reference(groups)
+
+@patch
+def evaluate(self:SLPOTrainer, eval_dataset=None, # rows of text or groups, a dict of several, or the name of one that the trainer was built with
+             ignore_keys=None, metric_key_prefix="eval"):
+    "As in transformers, of any rows. Raises `BadRows`; `ValueError` for new rows where the reference is gone."
+    if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)): eval_dataset = self._later("eval_dataset", eval_dataset)
+    return Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
+
+@patch
+def predict(self:SLPOTrainer, test_dataset, # rows of text or groups
+            ignore_keys=None, metric_key_prefix="test"):
+    "As in transformers, of any rows: log-ratios (N,2), chosen and rejected. Raises as `evaluate` does."
+    return Trainer.predict(self, self._later("test_dataset", test_dataset), ignore_keys, metric_key_prefix)
+
 # %% ../nbs/07_trainer.ipynb #cell-029
 if not hasattr(Trainer, "_get_grad_norm"):                                   # or gradients would go unchecked without a word
     raise ImportError("slpo checks every gradient in Trainer._get_grad_norm, which this transformers lacks: install one that slpo's requirements allow")
@@ -1419,11 +1472,28 @@ def _stopped(self:SLPOTrainer, what:str, rows:list) -> str:
 
 @patch
 def _get_grad_norm(self:SLPOTrainer, model, grad_norm=None):
-    "As in transformers, called before every optimizer step. Raises `FloatingPointError` where the gradient is not finite."
+    "As in transformers, called before every optimizer step. Raises `FloatingPointError` where the gradient is not finite, or exactly 0 at the start."
     norm, rows = Trainer._get_grad_norm(self, model, grad_norm), self._step_rows
     self._step_rows, self._starts_at_reference = [], False                                      # after this step it has left it
-    if norm is not None and not math.isfinite(norm) and not self.args.fp16: raise FloatingPointError(self._stopped("the gradient", rows))
+    if norm is None: return norm
+    if not math.isfinite(norm) and not self.args.fp16: raise FloatingPointError(self._stopped("the gradient", rows))
+    if norm == 0 and self.state.global_step == 0 and self._must_move(): raise FloatingPointError(self._still(rows))
     return norm
+
+@patch
+def _must_move(self:SLPOTrainer) -> bool:
+    "Whether the loss has a gradient where policy and reference are one."
+    a = self.args
+    at_rest = a.loss_type in ("slpo", "slpo_sample") and a.alpha == 0 or a.loss_type == "dpo" and a.label_smoothing == .5
+    return not (at_rest or self._own_loss() or self.is_deepspeed_enabled)                      # DeepSpeed knows the norm after the step
+
+@patch
+def _still(self:SLPOTrainer, rows:list) -> str:
+    trainable = [name for name, p in self.model.named_parameters() if p.requires_grad]
+    cause = "trainable weights that the loss does not depend on (an adapter that is off, or whose two halves are both 0; weights below frozen 4-bit ones that pass no gradient on), or gradients too small for 16 bits"
+    if self.args.loss_type == "slpo": cause += ", or a temperature so low that probabilities underflow (temperature='length' does not)"
+    return (f"step 0: the gradient is exactly 0, in rows {_few(rows)} of the data set: nothing would be learned, and no step was taken. Likely causes: {cause}. "
+            f"{len(trainable)} weights are trainable{', ' + ', '.join(trainable[:2]) + ', …' if trainable else ''}")
 
 # %% ../nbs/07_trainer.ipynb #cell-249
 def _random_part(model) -> str:
