@@ -17,23 +17,25 @@ import math
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 from collections import defaultdict
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
-import yaml
 from accelerate.utils import broadcast_object_list, gather_object
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from fastcore.basics import patch
+from huggingface_hub import ModelCardData
 from huggingface_hub.constants import HF_HOME, is_offline_mode
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
@@ -45,7 +47,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrate
 from transformers.training_args import OptimizerNames
 from transformers.utils import cached_file
 
-from .data import PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
+from .data import _REMEDY, PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
 from .dpo import dpo_loss, ipo_loss, preference_accuracy
 from .logps import sequence_logps, token_logps
 from .loss import FORMS, PRESETS, slpo_loss, slpo_sample_loss
@@ -194,7 +196,7 @@ class SLPOConfig(TrainingArguments):
     preset: str | None = _knob(None, "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
-    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut (without max_length: always), tokens; None: only completions are cut.")
+    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
     max_completion_length: int | None = _knob(None, "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.")
     truncation_mode: str = _knob("keep_end", "Which end of a prompt to keep: keep_end | keep_start.")
     completion_tokens: str = _knob("joint", "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.")
@@ -818,6 +820,31 @@ def _tokenized(dataset, tokenizer, args):
                                 num_proc=args.dataset_num_proc)
 
 
+# %% ../nbs/07_trainer.ipynb #cell-268
+def _check_args(args):
+    "Raise `ValueError` for arguments of another class, with those that carry over."
+    if isinstance(args, SLPOConfig): return
+    if not is_dataclass(args) or isinstance(args, type): raise ValueError(f"argument 'args': expected an SLPOConfig, got {_kind(args)}")
+    def default(f): return f.default_factory() if f.default_factory is not MISSING else f.default
+    given = {f.name: getattr(args, f.name) for f in fields(args) if f.init and getattr(args, f.name) != default(f)}
+    ours = {f.name: default(f) for f in fields(SLPOConfig)}
+    same = [f"{name}={getattr(value, 'value', value)!r}" for name, value in given.items() if name in ours and value != ours[name]]
+    unknown = sorted(set(given) - set(ours))
+    left = f"; not known there: {', '.join(unknown)}" if unknown else ""
+    raise ValueError(f"argument 'args': expected an SLPOConfig, got {_kind(args)}. Those of its settings that are not SLPOConfig's defaults carry over by name: SLPOConfig({', '.join(same)}){left}")
+
+def _kind(x) -> str:
+    "The class of something, with its package where it is not Python's own."
+    package = type(x).__module__.split(".")[0]
+    return type(x).__name__ if package in sys.stdlib_module_names else f"{type(x).__name__} of {package}"
+
+def _check_rows(name:str, dataset):
+    "Raise `ValueError`, naming the argument, for what is no data set."
+    if dataset is None or isinstance(dataset, (Dataset, IterableDataset)): return
+    kind = type(dataset).__name__
+    remedy = _REMEDY.get(kind, "datasets.Dataset.from_list(list(rows)) makes one of dicts")
+    raise ValueError(f"argument '{name}': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}")
+
 # %% ../nbs/07_trainer.ipynb #cell-018
 class SLPOTrainer(Trainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises `BadRows` for rows that cannot be
@@ -838,7 +865,11 @@ class SLPOTrainer(Trainer):
                  compute_metrics=None, # called with log-ratios (N,2), chosen and mean rejected
                  callbacks=None, optimizers=(None, None), # as in transformers.Trainer
                  peft_config=None): # a PEFT configuration: train new adapters
-        args = args or SLPOConfig()
+        args = SLPOConfig() if args is None else args
+        _check_args(args)
+        many = isinstance(eval_dataset, dict)
+        evals = eval_dataset if many else {None: eval_dataset}
+        for name, data in (("train_dataset", train_dataset), *(("eval_dataset" if k is None else f"eval_dataset[{k!r}]", d) for k, d in evals.items())): _check_rows(name, data)
         _check_kinds(model, ref_model)
         _check_names(args, model, ref_model, processing_class)
         model = _load_model(model, args)
@@ -855,9 +886,8 @@ class SLPOTrainer(Trainer):
         if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
         _check_length_stays(model)
         self._sft = args.loss_type == "sft"
+        self._changes, self._data_name = [], None
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
-        many = isinstance(eval_dataset, dict)
-        evals = eval_dataset if many else {None: eval_dataset}
         self._row_limit = _row_limit([train_dataset, *evals.values()], args.max_length)
         with args.main_process_first(desc="tokenising"):                                       # the other processes find what it has kept
             train_dataset, evals = _tokenized(train_dataset, tokenizer, args), {k: _tokenized(d, tokenizer, args) for k, d in evals.items()}
@@ -934,7 +964,8 @@ def _shared_out(self:SLPOTrainer) -> bool: return self.is_fsdp_enabled or self.i
 # %% ../nbs/07_trainer.ipynb #cell-021
 def _token_ids(dataset):
     "(prompt_ids, completion_ids) of each row, without holding all of them."
-    for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000): yield from zip(rows["prompt_ids"], rows["completion_ids"])
+    for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000):
+        yield from zip(rows["prompt_ids"], rows["completion_ids"])
 
 def _canonical(settings) -> str:
     "JSON of settings, the same in every process: the order of a set of strings is not."
@@ -942,7 +973,7 @@ def _canonical(settings) -> str:
     return json.dumps(settings, sort_keys=True, default=other)
 
 def _weight_bytes(x):
-    "The bytes of a weight, part by part; of a quantised one, those of the tensors that it is made of."
+    "The bytes of a weight, part by part; of a quantised one, those of the tensors it is made of."
     if hasattr(x, "__tensor_flatten__"):
         names, settings = x.__tensor_flatten__()
         yield repr((type(x).__name__, settings)).encode()
@@ -952,24 +983,28 @@ def _weight_bytes(x):
     yield repr((x.dtype, tuple(x.shape))).encode()
     yield x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
+# %% ../nbs/07_trainer.ipynb #cell-242
 def _adapter_state(model) -> list:
-    "What decides about adapters, beside their weights: settings, which are on, how strong, merged or not."
+    "What decides about adapters beside their weights: settings, strengths, which are on or merged."
     if not hasattr(model, "peft_config"):
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
-    layers = {name: (layer.active_adapters, layer.disable_adapters, layer.merged_adapters,
-                     getattr(layer, "scaling", None))
-              for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     configs = {name: config.to_dict() for name, config in model.peft_config.items()}
+    layers = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            on = layer.active_adapters, layer.disable_adapters, layer.merged_adapters
+            layers[name] = on, getattr(layer, "scaling", None)
     return [version("peft"), configs, layers]
 
 def _adapter_is_idle(model) -> bool:
     "Whether adapters add exactly nothing, as new LoRA matrices do: one of each pair is 0."
-    if not hasattr(model, "disable_adapter"):
+    if not _is_adapted(model):
         return False
     for config in model.peft_config.values():
-        plain = config.peft_type == "LORA" and not config.use_dora
-        if not plain or config.modules_to_save or getattr(config, "trainable_token_indices", None):
+        if config.peft_type != "LORA" or config.use_dora:
+            return False
+        if config.modules_to_save or getattr(config, "trainable_token_indices", None):
             return False
     for name, x in model.named_parameters():
         second = ".lora_B." in name or ".lora_embedding_A." in name
@@ -977,9 +1012,13 @@ def _adapter_is_idle(model) -> bool:
             return False
     return True
 
+def _is_adapted(model) -> bool: return hasattr(model, "disable_adapter")
+
+# %% ../nbs/07_trainer.ipynb #cell-243
 def _fingerprint(model, dataset, *options) -> str:
-    """Names a model's log-probabilities of a tokenised data set: 32 hexadecimal digits. An adapter that
-    adds nothing is left out: its random half decides nothing. Raises what a weight without bytes raises."""
+    """Names a model's log-probabilities of a tokenised data set: 32 hexadecimal digits. An adapter
+    that adds nothing is left out, since its other, random half decides nothing. Raises what torch
+    raises for a weight that cannot be read as bytes."""
     idle = _adapter_is_idle(model)
     if idle:
         model = model.get_base_model()
@@ -988,7 +1027,8 @@ def _fingerprint(model, dataset, *options) -> str:
     kind = [type(model).__name__, model.config.to_dict(), attention, adapters]
     libraries = [version("torch"), version("transformers")]
     digest = hashlib.sha256(_canonical([kind, libraries, options]).encode())
-    for name, x in (dict(model.named_buffers()) | model.state_dict()).items():
+    weights = dict(model.named_buffers()) | model.state_dict()
+    for name, x in weights.items():
         if idle and ".lora_" in name:
             continue
         name = name.replace(".base_layer.", ".") if idle else name
@@ -999,8 +1039,10 @@ def _fingerprint(model, dataset, *options) -> str:
         digest.update(repr(group).encode())
     return digest.hexdigest()[:32]
 
+# %% ../nbs/07_trainer.ipynb #cell-244
 def _read_kept(path:Path, total:int):
-    "The numbers in a file of reference log-probabilities; None where there is no file, or, with a warning, not `total` finite ones in it."
+    """The numbers in a file of reference log-probabilities; None where there is no such file or,
+    with a warning, where it does not hold `total` finite numbers."""
     try:
         with open(path, "rb") as f:
             flat = np.lib.format.read_array(f, allow_pickle=False)
@@ -1014,71 +1056,75 @@ def _read_kept(path:Path, total:int):
         return None
     except (OSError, ValueError, EOFError, MemoryError) as e:
         why = str(e).split("\n")[0] or type(e).__name__
-    logger.warning("%s does not hold the reference log-probabilities that it should (%s): they are computed anew", path, why)
+    logger.warning("%s does not hold the reference log-probabilities that it should (%s): "
+                   "they are computed anew", path, why)
 
-def _write_kept(path:Path, flat):
-    "Write a file of reference log-probabilities, whole or not at all."
+def _write_kept(path:Path, flat, only_try:bool=False):
+    "Write a file of reference log-probabilities, whole or not at all. Raises `OSError`."
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.npy")                                    # a killed run leaves no half file under the name
-    content = io.BytesIO()                                                                   # np.save into a file does not see that its last part finds no room
+    unfinished = path.with_suffix(f".{uuid4().hex[:8]}.npy")     # a kill leaves no half file `path`
+    content = io.BytesIO()            # np.save into a file does not see that its end found no room
     np.save(content, flat)
     try:
         unfinished.write_bytes(content.getvalue())
-        unfinished.replace(path)
+        if not only_try:
+            unfinished.replace(path)
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
 
+# %% ../nbs/07_trainer.ipynb #cell-245
 @patch
-def _cannot_keep(self:SLPOTrainer, path, why):
-    self._keeps = False
-    logger.warning("reference log-probabilities cannot be kept in %s (%s): this run uses them, the next one computes "
-                   "them again. ref_cache_dir (--ref_cache_dir) names another folder, or '' for none", path.parent, why)
-
-@patch
-def _kept_file(self:SLPOTrainer, model, dataset):
-    "The file that keeps a model's log-probabilities of a data set, or None, with a warning, where they cannot be named."
-    chunks = self._head_budget < math.inf
-    options = (self.accelerator.mixed_precision, self.args.tf32, getattr(self.data_collator, "packed", None), chunks)
+def _kept_file(self:SLPOTrainer, dataset, model):
+    "The file for a model's log-probabilities of a data set; None: none or, warned, it has no name."
+    if self.args.ref_cache_dir == "" or self.args.process_index > 0:
+        return None
+    collator = self.data_collator
+    layout = [getattr(collator, "packed", None), self._head_budget < math.inf]
+    if type(collator) is not PreferenceCollator:
+        layout += [getattr(collator, "__qualname__", repr(type(collator))),
+                   getattr(collator, "__dict__", None)]
+    precision = self.accelerator.mixed_precision, self.args.tf32
     try:
-        name = _fingerprint(model, dataset, *options)
+        name = _fingerprint(model, dataset, precision, layout)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
-        logger.warning("reference log-probabilities are not kept: the weights cannot be read as bytes (%s: %s)",
-                       type(e).__name__, str(e).split("\n")[0])
+        logger.warning("reference log-probabilities are not kept: the weights cannot be read as "
+                       "bytes (%s: %s)", type(e).__name__, str(e).split("\n")[0])
         return None
     return Path(self.args.ref_cache_dir or Path(HF_HOME)/"slpo")/f"ref-{name}.npy"
 
 @patch
+def _keep(self:SLPOTrainer, path, flat, only_try:bool=False):
+    "Write reference log-probabilities; where that fails, one warning for all data sets of the run."
+    if path is None or not self._keeps:
+        return
+    try:
+        _write_kept(path, flat, only_try)
+    except OSError as e:
+        self._keeps = False
+        logger.warning("reference log-probabilities cannot be kept in %s (%s): this run uses them, "
+                       "the next one computes them again. ref_cache_dir (--ref_cache_dir) names "
+                       "another folder, or '' for none", path.parent, e)
+
+# %% ../nbs/07_trainer.ipynb #cell-246
+@patch
 def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
-    """`group_logps` of the reference, from its file or into it; the first process reads and writes. A file that
-    cannot be written is a warning: whether it can is tried before the pass."""
-    def compute(): return self.group_logps(dataset, ref_model, "reference log-probs")
-    if self.args.ref_cache_dir == "":
-        return compute()
-    sizes, flat, path = [len(c) for _, c in _token_ids(dataset)], None, None
-    if self.args.process_index == 0:
-        model = self.accelerator.unwrap_model(self.model) if ref_model is None else ref_model
-        path = self._kept_file(model, dataset)
-    if path:
+    """`group_logps` of the reference, from its file or into it; the first process reads and writes.
+    Whether the file can be written is tried before the pass."""
+    model = self.accelerator.unwrap_model(self.model) if ref_model is None else ref_model
+    sizes = [len(completions) for _, completions in _token_ids(dataset)]
+    path, flat = self._kept_file(dataset, model), None
+    if path is not None:
         flat = _read_kept(path, sum(sizes))
-        if flat is not None:
-            logger.info("reference log-probabilities from %s", path)
-    if path and flat is None and self._keeps:
-        room = path.with_suffix(f".room{os.getpid()}.npy")
-        try:
-            _write_kept(room, np.zeros(sum(sizes)))
-            room.unlink()
-        except OSError as e:
-            self._cannot_keep(path, e)
+    if flat is not None:
+        logger.info("reference log-probabilities from %s", path)
     if self.args.world_size > 1:
         flat = broadcast_object_list([flat])[0]
     if flat is None:
-        flat = np.array([x for group in compute() for x in group])
-        if path and self._keeps:
-            try:
-                _write_kept(path, flat)
-            except OSError as e:
-                self._cannot_keep(path, e)
+        self._keep(path, np.zeros(sum(sizes)), only_try=True)
+        groups = self.group_logps(dataset, ref_model, "reference log-probs")
+        flat = np.array([x for group in groups for x in group])
+        self._keep(path, flat)
     return [part.tolist() for part in np.split(flat, np.cumsum(sizes)[:-1])]
 
 # %% ../nbs/07_trainer.ipynb #cell-022
@@ -1086,12 +1132,15 @@ def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
 def _check_shares(self:SLPOTrainer):
     "Raise `ValueError` where a process would not have the weights that the reference pass needs."
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() == "true":
-        raise ValueError("reference log-probabilities need the weights in every process: set fsdp_cpu_ram_efficient_loading: false")
-    if is_deepspeed_zero3_enabled(): raise ValueError("DeepSpeed's ZeRO stage 3 shares the weights out before the reference pass: use stage 2, or FSDP")
+        raise ValueError("reference log-probabilities need the weights in every process: "
+                         "set fsdp_cpu_ram_efficient_loading: false")
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("DeepSpeed's ZeRO stage 3 shares the weights out before the reference "
+                         "pass: use stage 2, or FSDP")
 
 @contextmanager
 def _no_grad_pass(model):
-    "A pass without gradients, as an evaluation; every module is in its mode of before afterwards."
+    "A pass without gradients, as an evaluation; every module has its mode of before afterwards."
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
@@ -1101,62 +1150,74 @@ def _no_grad_pass(model):
             module.training = training
 
 def _stay_trainable(model):
-    """Keep 4-bit layers in the form that has gradients. On CPUs bitsandbytes repacks their weights in the first pass
-    without gradients, for good, and the layer passes no gradient to what lies below it from then on."""
+    """Keep 4-bit layers in the form that has gradients. On CPUs bitsandbytes repacks their weights
+    in the first pass without gradients, for good, and passes no gradient on from then on."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-            module.state_dict()                                                              # unpacks what is packed already
+            module.state_dict()                                  # unpacks what is packed already
 
-def _is_adapted(model) -> bool: return hasattr(model, "disable_adapter")
-
-@patch
-def _set_reference(self:SLPOTrainer, ref_model):
-    "Reference log-probabilities as a column of every data set, or a frozen model for each step."
-    self.ref_model, self._starts_at_reference = None, ref_model is None
-    self._start, self._keeps, self._said_random = None, True, False
-    if self._sft: return
-    if self._shared_out(): self._check_shares()
-    elif ref_model is None and _is_adapted(self.model):
-        self._start = [(p, p.detach().clone()) for p in self.model.parameters() if p.requires_grad]
-    if ref_model is not None: ref_model.eval().requires_grad_(False).to(self.args.device)
-    many, stays = isinstance(self.eval_dataset, dict), False
-    def known(d):
-        nonlocal stays
-        if d is None: return d
-        if "ref_logps" in (d.column_names or ()): self._starts_at_reference = False; return d
-        if not self._precomputes(d): stays = True; return d
-        return d.add_column("ref_logps", self._kept_logps(d, ref_model))
-    self.train_dataset = known(self.train_dataset)
-    self.eval_dataset = {k: known(d) for k, d in self.eval_dataset.items()} if many else known(self.eval_dataset)
-    if not stays: return
-    if self._shared_out(): raise ValueError("with FSDP or DeepSpeed no second model is kept: use precompute_ref_log_probs=True and a data set that is not streamed")
-    if ref_model is not None: self.ref_model = ref_model
-    elif self._start is None: self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
-
+# %% ../nbs/07_trainer.ipynb #cell-247
 @patch
 def _precomputes(self:SLPOTrainer, dataset) -> bool:
     return self.args.precompute_ref_log_probs and not isinstance(dataset, IterableDataset)
 
+def _has_reference(dataset) -> bool:
+    return dataset is not None and "ref_logps" in (dataset.column_names or ())
+
+@patch
+def _set_reference(self:SLPOTrainer, ref_model):
+    "Reference log-probabilities as a column of every data set, or a reference for each step."
+    self.ref_model, self._start, self._keeps, self._said_random = None, None, True, False
+    self._starts_at_reference = ref_model is None and not _has_reference(self.train_dataset)
+    if self._sft: return
+    if self._shared_out(): self._check_shares()
+    elif ref_model is None and _is_adapted(self.model):
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        self._start = [(p, p.detach().clone()) for p in weights]
+    if ref_model is not None: ref_model.eval().requires_grad_(False).to(self.args.device)
+    many, stays = isinstance(self.eval_dataset, dict), False
+    def known(d):
+        nonlocal stays
+        if d is None or _has_reference(d): return d
+        if not self._precomputes(d): stays = True; return d
+        return d.add_column("ref_logps", self._kept_logps(d, ref_model))
+    self.train_dataset = known(self.train_dataset)
+    evals = self.eval_dataset
+    self.eval_dataset = {k: known(d) for k, d in evals.items()} if many else known(evals)
+    if stays: self._keep_reference(ref_model)
+    elif self._start is not None: self._start = [(p, data.cpu()) for p, data in self._start]
+
+@patch
+def _keep_reference(self:SLPOTrainer, ref_model):
+    "A reference for each step: the one that was given, adapters' starts, or a copy of the model."
+    if self._shared_out():
+        raise ValueError("with FSDP or DeepSpeed no second model is kept: use "
+                         "precompute_ref_log_probs=True and a data set that is not streamed")
+    if ref_model is not None: self.ref_model = ref_model
+    elif self._start is None:
+        self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
+
+# %% ../nbs/07_trainer.ipynb #cell-248
 @contextmanager
 def _swapped(weights):
-    "Parameters hold other data, from pairs (parameter, tensor); those of now are back afterwards."
-    now = [(p, p.data) for p, _ in weights]
+    "Parameters hold other data, from pairs (parameter, tensor); their own are back afterwards."
+    own = [(p, p.data) for p, _ in weights]
     def put(pairs):
         for p, data in pairs:
             p.data = data.to(p.device)
-        torch.clear_autocast_cache()                                                         # it holds weights of before in 16 bits
+        torch.clear_autocast_cache()                     # it holds weights of before, in 16 bits
     try:
         put(weights)
         yield
     finally:
-        put(now)
+        put(own)
 
 @patch
 @contextmanager
 def _reference(self:SLPOTrainer):
-    """The reference as a model, for passes without gradients: the one that was given or kept, or the policy
-    with the adapters that it started with. Raises `ValueError` where it is gone."""
+    """The reference as a model, for passes without gradients: the one that was given or kept, or
+    the policy with the adapters it started with. Raises `ValueError` where it is gone."""
     if self.ref_model is not None:
         yield self.ref_model
     elif self._start is not None:
@@ -1165,19 +1226,21 @@ def _reference(self:SLPOTrainer):
     elif self._starts_at_reference and not self.state.global_step:
         yield self.model
     else:
-        raise ValueError("no reference is kept for rows that come after training has begun: give them to the trainer as an eval_dataset "
-                         "(a dict of several), with a column ref_logps, or set precompute_ref_log_probs=False")
+        raise ValueError("no reference is kept for rows that come after training has begun: give "
+                         "them to the trainer as an eval_dataset (a dict of several), with a "
+                         "column ref_logps, or set precompute_ref_log_probs=False")
 
 @patch
-def _with_reference(self:SLPOTrainer, dataset # groups of token ids
-                   ): # the same with a column `ref_logps`, nats, where the reference is not at hand in each step
-    "Reference log-probabilities for rows that come later. Raises `ValueError` where the reference is gone."
-    if self._sft or dataset is None or "ref_logps" in (dataset.column_names or ()):
+def _with_reference(self:SLPOTrainer, dataset):
+    """Groups of token ids that come later, with a column `ref_logps`, nats, unless each step
+    computes its own. Raises `ValueError` where the reference is gone."""
+    if self._sft or dataset is None or _has_reference(dataset):
         return dataset
     with self._reference() as model:
         if not self._precomputes(dataset):
             return dataset
-        return dataset.add_column("ref_logps", self.group_logps(dataset, model, "reference log-probs"))
+        logps = self.group_logps(dataset, model, "reference log-probs")
+    return dataset.add_column("ref_logps", logps)
 
 # %% ../nbs/07_trainer.ipynb #cell-023
 def _batches(collator, sizes:list, n:int) -> list:
@@ -1366,6 +1429,31 @@ def get_test_dataloader(self:SLPOTrainer, test_dataset):
     "As in transformers, with every row once."
     return self._eval_dataloader(Trainer.get_test_dataloader, test_dataset)
 
+# %% ../nbs/07_trainer.ipynb #cell-269
+@patch
+def _later(self:SLPOTrainer, name:str, dataset):
+    """Rows that come after the trainer was built: made into groups and checked as those that it was built with, with the reference's
+    log-probabilities. Raises `BadRows`; `ValueError` where the reference is gone."""
+    known = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+    if any(dataset is d for d in (self.train_dataset, *known)): return dataset
+    _check_rows(name, dataset)
+    with self.args.main_process_first(desc="tokenising"): groups = _tokenized(dataset, self.processing_class, self.args)
+    self._check_layout(groups)
+    return self._with_reference(groups)
+
+@patch
+def evaluate(self:SLPOTrainer, eval_dataset=None, # rows of text or groups, a dict of several, or the name of one that the trainer was built with
+             ignore_keys=None, metric_key_prefix="eval"):
+    "As in transformers, of any rows. Raises `BadRows`; `ValueError` for new rows where the reference is gone."
+    if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)): eval_dataset = self._later("eval_dataset", eval_dataset)
+    return Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
+
+@patch
+def predict(self:SLPOTrainer, test_dataset, # rows of text or groups
+            ignore_keys=None, metric_key_prefix="test"):
+    "As in transformers, of any rows: log-ratios (N,2), chosen and rejected. Raises as `evaluate` does."
+    return Trainer.predict(self, self._later("test_dataset", test_dataset), ignore_keys, metric_key_prefix)
+
 # %% ../nbs/07_trainer.ipynb #cell-029
 if not hasattr(Trainer, "_get_grad_norm"):                                   # or gradients would go unchecked without a word
     raise ImportError("slpo checks every gradient in Trainer._get_grad_norm, which this transformers lacks: install one that slpo's requirements allow")
@@ -1379,9 +1467,35 @@ def _what_is_whole(self:SLPOTrainer) -> str:
 
 @patch
 def _stopped(self:SLPOTrainer, what:str, rows:list) -> str:
-    why = "an overflow in this precision, or a learning rate that has driven the weights too far: try a lower learning_rate, more warm-up, or float32"
+    why = "an overflow in this precision, or a learning rate that has driven the weights too far: try a lower learning_rate, more warm-up (resumed runs take them from there on), or float32"
     return f"step {self.state.global_step}: {what} is not finite, in rows {_few(rows)} of the data set; no step was taken and nothing was saved. Likely {why}. {self._what_is_whole()}"
 
+@patch
+def _get_grad_norm(self:SLPOTrainer, model, grad_norm=None):
+    "As in transformers, called before every optimizer step. Raises `FloatingPointError` where the gradient is not finite, or exactly 0 at the start."
+    norm, rows = Trainer._get_grad_norm(self, model, grad_norm), self._step_rows
+    self._step_rows, self._starts_at_reference = [], False                                      # after this step it has left it
+    if norm is None: return norm
+    if not math.isfinite(norm) and not self.args.fp16: raise FloatingPointError(self._stopped("the gradient", rows))
+    if norm == 0 and self.state.global_step == 0 and self._must_move(): raise FloatingPointError(self._still(rows))
+    return norm
+
+@patch
+def _must_move(self:SLPOTrainer) -> bool:
+    "Whether the loss has a gradient where policy and reference are one."
+    a = self.args
+    at_rest = a.loss_type in ("slpo", "slpo_sample") and a.alpha == 0 or a.loss_type == "dpo" and a.label_smoothing == .5
+    return not (at_rest or self._own_loss() or self.is_deepspeed_enabled)                      # DeepSpeed knows the norm after the step
+
+@patch
+def _still(self:SLPOTrainer, rows:list) -> str:
+    trainable = [name for name, p in self.model.named_parameters() if p.requires_grad]
+    cause = "trainable weights that the loss does not depend on (an adapter that is off, or whose two halves are both 0; weights below frozen 4-bit ones that pass no gradient on), or gradients too small for 16 bits"
+    if self.args.loss_type == "slpo": cause += ", or a temperature so low that probabilities underflow (temperature='length' does not)"
+    return (f"step 0: the gradient is exactly 0, in rows {_few(rows)} of the data set: nothing would be learned, and no step was taken. Likely causes: {cause}. "
+            f"{len(trainable)} weights are trainable{', ' + ', '.join(trainable[:2]) + ', …' if trainable else ''}")
+
+# %% ../nbs/07_trainer.ipynb #cell-249
 def _random_part(model) -> str:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and module.p > 0:
@@ -1390,40 +1504,44 @@ def _random_part(model) -> str:
 
 @patch
 def _differ(self:SLPOTrainer, logps, ref_logps):
-    "(N,) whether log-probabilities differ by more than arithmetic does; 8-bit layers round what goes into them, too."
+    """(N,) whether log-probabilities, nats, differ by more than arithmetic does; layers of
+    quantised weights may round what goes into them, too."""
     model = self.accelerator.unwrap_model(self.model)
-    quantised = getattr(model, "is_quantized", False) or any(hasattr(p, "__tensor_flatten__") for p in model.parameters())
+    kinds = {type(p.data).__module__.split(".")[0] for p in model.parameters()}
+    quantised = getattr(model, "is_quantized", False) or kinds != {"torch"}     # torchao's and others
     eps = max(self._eps(), 2.**-8) if quantised else self._eps()
     return (logps - ref_logps).abs() > (24*eps + 1e-3)*logps.abs().sqrt() + 1e-3
 
 @patch
 def _check_start(self:SLPOTrainer, logps, ref_logps, inputs):
-    """Raise `ValueError` where training would not start at its reference: before the first update all rewards are 0, up to
-    noise. Where they are not, the batch is seen once more as in an evaluation, which dropout and noise do not touch."""
-    if self.state.global_step or not self._starts_at_reference or not self.args.check_start: return
+    """Raise `ValueError` where training would not start at its reference: before the first update
+    all rewards are 0, up to noise. Where they are not, the batch is seen once more as in an
+    evaluation, which dropout and noise do not touch."""
+    if not self._starts_at_reference or self.state.global_step or not self.args.check_start:
+        return
     differs = self._differ(logps, ref_logps).any()
-    if self.args.world_size > 1: differs = self.accelerator.gather(differs.int()[None]).any()        # shards work together
-    if not differs: return
-    with _no_grad_pass(self.model): calm = self._logps(self.model, inputs)
+    if self.args.world_size > 1:                                          # shards work together
+        differs = self.accelerator.gather(differs.int()[None]).any()
+    if not differs:
+        return
+    with _no_grad_pass(self.model):
+        calm = self._logps(self.model, inputs)
     off = self._differ(calm, ref_logps)
     if off.any():
         rows = inputs["rows"].repeat_interleave(inputs["sizes"])[off].unique().tolist()
-        raise ValueError(f"before the first step the policy's log-probabilities differ from the reference's, by up to {(calm - ref_logps).abs().max():.3g} nats, in rows {_few(rows)}: "
-                         "the reference must be the model that training starts from. Were weights loaded, or an adapter changed, after the trainer was built? "
+        most = (calm - ref_logps).abs().max()
+        raise ValueError(f"before the first step the policy's log-probabilities differ from the "
+                         f"reference's, by up to {most:.3g} nats, in rows {_few(rows)}: the "
+                         "reference must be the model that training starts from. Were weights "
+                         "loaded, or an adapter changed, after the trainer was built? "
                          "check_start=False (--check_start false) trains all the same")
     wanted = not self.args.disable_dropout or self.args.neftune_noise_alpha
-    if wanted or self._said_random: return
+    if wanted or self._said_random:
+        return
     self._said_random = True
-    logger.warning("training is random: in the first step log-probabilities differ by up to %.3g nats from those of an evaluation, which are the reference's. Likely %s",
+    logger.warning("training is random: in the first step log-probabilities differ by up to %.3g "
+                   "nats from those of an evaluation, which are the reference's. Likely %s",
                    (logps - calm).abs().max(), _random_part(self.model))
-
-@patch
-def _get_grad_norm(self:SLPOTrainer, model, grad_norm=None):
-    "As in transformers, called before every optimizer step. Raises `FloatingPointError` where the gradient is not finite."
-    norm, rows = Trainer._get_grad_norm(self, model, grad_norm), self._step_rows
-    self._step_rows, self._starts_at_reference = [], False                                      # after this step it has left it
-    if norm is not None and not math.isfinite(norm) and not self.args.fp16: raise FloatingPointError(self._stopped("the gradient", rows))
-    return norm
 
 # %% ../nbs/07_trainer.ipynb #cell-030
 @patch
@@ -1477,6 +1595,7 @@ def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_o
 @patch
 def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
     "All weights of a checkpoint, under the names that the model has for them."
+    self._starts_at_reference = False
     if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
         self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype).state_dict())
     else: Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
@@ -1487,13 +1606,20 @@ def _save_rng_state(self:SLPOTrainer, output_dir):
     Trainer._save_rng_state(self, output_dir)
     state = {"seen": list(self._seen), "sums": {k: list(v) for k, v in self._sums["train"].items()}}
     (Path(output_dir)/f"metrics_{self.args.process_index}.json").write_text(json.dumps(state))
+    if self.args.should_save: (Path(output_dir)/"slpo.json").write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
     self.accelerator.wait_for_everyone()
 
 @patch
 def _load_sums(self:SLPOTrainer, path):
-    file = Path(path)/f"metrics_{self.args.process_index}.json"
-    state = json.loads(file.read_text()) if file.exists() else {"seen": [0., 0.], "sums": {}}
-    self._seen, self._sums["train"] = state["seen"], defaultdict(float, state["sums"])
+    "The sums of the metrics since the last log, and of the whole run; where another number of processes wrote them, the first one takes all."
+    files = sorted(Path(path).glob("metrics_*.json"))
+    states = [json.loads(file.read_text()) for file in files]
+    self._seen = states[0]["seen"] if states else [0., 0.]
+    self._sums["train"] = defaultdict(float)
+    if len(states) == self.args.world_size: states = [json.loads((Path(path)/f"metrics_{self.args.process_index}.json").read_text())]
+    elif self.args.process_index: states = []
+    for state in states:
+        for key, sums in state["sums"].items(): self._sums["train"][key] = np.add(self._sums["train"][key], sums)
 
 @patch
 def _save_checkpoint(self:SLPOTrainer, model, trial):
@@ -1505,6 +1631,92 @@ def _save_checkpoint(self:SLPOTrainer, model, trial):
 
 @patch
 def _load_best_model(self:SLPOTrainer): self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+# %% ../nbs/07_trainer.ipynb #cell-265
+def _data_fingerprint(dataset) -> str:
+    "Names the token ids and ranks of groups, in their order: 16 hexadecimal digits; None for a stream, which is not read ahead."
+    if not hasattr(dataset, "select_columns") or isinstance(dataset, IterableDataset): return None
+    digest = hashlib.sha256()
+    columns = [c for c in ("prompt_ids", "completion_ids", "ranks") if c in dataset.column_names]
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
+        for name in columns:
+            values = table[name].combine_chunks()
+            while hasattr(values, "value_lengths"):                         # lists, and lists of lists
+                digest.update(values.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+                values = values.flatten()
+            digest.update(values.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+def _reference_mean(dataset) -> float: # nats, None where it is not known beforehand
+    "Mean reference log-probability of the first completions of up to 1,000 groups: tells one reference from another."
+    if "ref_logps" not in (getattr(dataset, "column_names", None) or ()) or isinstance(dataset, IterableDataset): return None
+    return float(np.mean([logps[0] for logps in dataset[:1000]["ref_logps"]]))
+
+_STAYS = "loss_type seed data_seed optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon dataloader_drop_last train_sampling_strategy disable_dropout"
+_MAY_CHANGE = "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_grad_norm bf16 fp16 neftune_noise_alpha"
+
+@patch
+def _record(self:SLPOTrainer) -> dict:
+    "What a run is made of, for its checkpoints: `stays` must be the same when it goes on, `may change` holds from there on."
+    a, own = self.args, self._own_loss()
+    stays = {name: getattr(a, name) for name in f"{_STAYS} {' '.join(_KNOBS.values()) if own else _KNOBS[a.loss_type]}".split()}
+    stays["loss"] = own
+    stays["groups in a step"] = a.train_batch_size*a.gradient_accumulation_steps*a.world_size
+    if self._data_name is None: self._data_name = _data_fingerprint(self.train_dataset)
+    stays["training data"] = self._data_name
+    may_change = {name: getattr(a, name) for name in _MAY_CHANGE.split()}
+    if not str(getattr(a.lr_scheduler_type, "value", a.lr_scheduler_type)).startswith("constant"):                    # the others depend on where the end is
+        may_change |= {"max_steps": a.max_steps, "num_train_epochs": a.num_train_epochs}
+    record = {"stays": stays, "may change": may_change, "reference": _reference_mean(self.train_dataset), "changes": self._changes}
+    return json.loads(json.dumps(record, default=lambda x: str(getattr(x, "value", x))))
+
+@patch
+def _own_loss(self:SLPOTrainer) -> str:
+    "The name of a class with a `preference_loss` of its own, or None."
+    return None if self._sft or type(self).preference_loss is SLPOTrainer.preference_loss else type(self).__name__
+
+# %% ../nbs/07_trainer.ipynb #cell-266
+@patch
+def _check_resume(self:SLPOTrainer, path, # a checkpoint
+                  step:int, # its step
+                  finished:bool): # is there nothing left to train?
+    "Raise `ValueError` where a run would go on as another than the one that made the checkpoint; say what holds from there on."
+    file = Path(path)/"slpo.json"
+    if not file.exists():
+        logger.warning("%s has no record of the settings and data that it was made with: whether they are the same now is not checked", path)
+        return
+    then = json.loads(file.read_text(encoding="utf-8"))
+    self._changes = then["changes"]
+    now = self._record()
+    other = {k: (v, now["stays"].get(k)) for k, v in then["stays"].items() if now["stays"].get(k) != v}
+    if None in other.get("training data", ()): del other["training data"]                          # a stream
+    a, b = then["reference"], now["reference"]
+    if not (other or a is None or b is None) and abs(a - b) > .01*max(abs(a), 1): other["mean reference log-probability (another model to start from?)"] = (a, b)
+    changed = {k: [v, now["may change"][k]] for k, v in then["may change"].items() if k in now["may change"] and now["may change"][k] != v}
+    if finished: other |= {k: v for k, v in changed.items() if k not in ("max_steps", "num_train_epochs")}
+    if self.is_deepspeed_enabled and "learning_rate" in changed: other["learning_rate"] = changed["learning_rate"]
+    if other:
+        what = ", ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in other.items())
+        why = "it is finished, so that these would have no effect" if finished else "half of the run would be another one's"
+        raise ValueError(f"{path} was not made by the run that is to go on: {what}; {why}. Give the values of before to go on with it, "
+                         "or start anew: without resume_from_checkpoint (--resume), in another output_dir (--output_dir)")
+    if not changed: return
+    self._changes = [*self._changes, {"step": step, **changed}]
+    logger.warning("resumed with other settings, which hold from step %d on: %s", step, ", ".join(f"{k} {old} -> {new}" for k, (old, new) in changed.items()))
+
+@patch
+def _load_optimizer_and_scheduler(self:SLPOTrainer, checkpoint):
+    "As in transformers, which goes on at the rate of before; a learning rate that was given anew holds from here on."
+    Trainer._load_optimizer_and_scheduler(self, checkpoint)
+    if checkpoint is None or not self._changes or self._changes[-1]["step"] != self.state.global_step: return
+    old, new = self._changes[-1].get("learning_rate", (1, 1))
+    if old == new: return
+    if not old: raise ValueError(f"{checkpoint} was made with learning_rate={old}: no schedule can be taken over from it")
+    for group in self.optimizer.param_groups:
+        for name in ("lr", "initial_lr"):
+            if name in group: group[name] = group[name]*new/old
+    for name in ("base_lrs", "_last_lr"):
+        if hasattr(self.lr_scheduler, name): setattr(self.lr_scheduler, name, [rate*new/old for rate in getattr(self.lr_scheduler, name)])
 
 # %% ../nbs/07_trainer.ipynb #cell-033
 class Interrupted(KeyboardInterrupt):
@@ -1540,12 +1752,14 @@ def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
     """As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was written to the end, or starts anew.
     Raises `Interrupted` after a signal, `FloatingPointError` for a loss or gradient that is not finite."""
     path = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint or None
-    self._step_rows, self._seen = [], [0., 0.]
+    self._step_rows, self._seen, self._changes = [], [0., 0.], []
     self._sums["train"].clear()
     if path:
         self._load_sums(path)
         state = TrainerState.load_from_json(str(Path(path)/"trainer_state.json"))
-        if state.global_step >= self.args.max_steps if self.args.max_steps > 0 else state.epoch >= self.args.num_train_epochs:
+        finished = state.global_step >= self.args.max_steps if self.args.max_steps > 0 else state.epoch >= self.args.num_train_epochs
+        self._check_resume(path, state.global_step, finished)
+        if finished:
             self._load_from_checkpoint(path)
             self.state = state
             self.log({"total_flos": state.total_flos, "train_loss": self._mean_loss()})
@@ -1562,23 +1776,42 @@ def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1
 _METHODS = {"slpo": "SLPO (Ho 2025)", "slpo_sample": "SLPO, sample-mass form", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
 _ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length max_completion_length truncation_mode seed bf16 fp16"
 
+def _as_list(value) -> list: return [] if value is None else [value] if isinstance(value, str) else list(value)
+
 @patch
-def create_model_card(self:SLPOTrainer, folder=None, model_name=None, tags=None, **kwargs):
-    "Write README.md: base model, data, method, settings, results, versions. `folder`: where; default: output_dir."
+def _facts(self:SLPOTrainer, base:str) -> dict:
+    "What the model card says: name -> value."
+    a, own = self.args, self._own_loss()
+    data = self.train_dataset
+    groups = "none" if data is None else len(data) if hasattr(data, "__len__") else "streamed"
+    facts = {"method": f"a loss of its own, {own}" if own else _METHODS[a.loss_type], "trained from": base, "groups in the training data": groups, "optimizer steps": self.state.global_step}
+    names = f"{'' if own else _KNOBS[a.loss_type]} {_ALWAYS}".split()
+    names.remove("num_train_epochs" if a.max_steps > 0 else "max_steps")                       # the other one rules
+    for name in names:
+        facts[name] = str(getattr(getattr(a, name), "value", getattr(a, name)))
+        before = [f"{change[name][0]} until step {change['step']}" for change in self._changes if name in change]
+        if before: facts[name] += f" ({', '.join(before)})"
+    last = self.state.log_history[-1] if self.state.log_history else {}
+    facts |= {k: f"{v:.4g}" for k, v in last.items() if k.startswith("eval_") and "/" in k}
+    return facts | {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
+
+@patch
+def create_model_card(self:SLPOTrainer, folder=None, model_name=None, # where to write it, default: output_dir; its title
+                      tags=None, language=None, license=None, dataset=None, dataset_name=None, # for the hub, as `push_to_hub` takes them
+                      finetuned_from=None, tasks=None, dataset_tags=None, dataset_args=None): # the same; dataset_args is not used
+    "Write README.md: base model, data, method, settings, results, versions."
     if not self.is_world_process_zero(): return
-    a, base = self.args, self.accelerator.unwrap_model(self.model).config._name_or_path
-    base = "a model built from its configuration" if not base else Path(base).name if Path(base).exists() else base            # no paths of this machine
-    rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else "streamed"
-    own = type(self).preference_loss is not SLPOTrainer.preference_loss and not self._sft
-    facts = {"method": f"a loss of its own, {type(self).__name__}" if own else _METHODS[a.loss_type], "trained from": base, "groups in the training data": rows, "optimizer steps": self.state.global_step}
-    facts |= {k: getattr(a, k) for k in f"{'' if own else _KNOBS[a.loss_type]} {_ALWAYS}".split()}
-    facts |= {k: f"{v:.4g}" for k, v in (self.state.log_history[-1] if self.state.log_history else {}).items() if k.startswith("eval_") and "/" in k}
-    facts |= {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
-    head = {"library_name": "transformers", "tags": ["slpo", *([] if own else [a.loss_type]), *([tags] if isinstance(tags, str) else tags or [])]} | ({"base_model": base} if "/" in base else {})
-    title = model_name or Path(a.output_dir).name
-    text = f"---\n{yaml.safe_dump(head)}---\n\n# {title}\n\nTrained with slpo.\n\n| | |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in facts.items())
-    Path(folder or a.output_dir).mkdir(parents=True, exist_ok=True)
-    (Path(folder or a.output_dir)/"README.md").write_text(text, encoding="utf-8")
+    a, model = self.args, self.accelerator.unwrap_model(self.model)
+    path = finetuned_from or model.config._name_or_path
+    base = "a model built from its configuration" if not path else Path(path).name if Path(path).exists() else path            # no paths of this machine
+    method = [] if self._own_loss() else [a.loss_type]
+    title, folder = model_name or Path(a.output_dir).name, Path(folder or a.output_dir)
+    head = ModelCardData(language=language, license=license, library_name="peft" if hasattr(model, "peft_config") else "transformers",
+                         tags=["slpo", *method, *_as_list(tags)], datasets=[*_as_list(dataset), *_as_list(dataset_name), *_as_list(dataset_tags)] or None,
+                         base_model=base if "/" in base else None, pipeline_tag=_as_list(tasks)[0] if tasks else "text-generation", model_name=model_name)
+    table = "".join(f"| {k} | {v} |\n" for k, v in self._facts(base).items())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/"README.md").write_text(f"---\n{head.to_yaml()}\n---\n\n# {title}\n\nTrained with slpo.\n\n| | |\n|---|---|\n{table}", encoding="utf-8")
 
 @patch
 def save_model(self:SLPOTrainer, output_dir=None, _internal_call=False):

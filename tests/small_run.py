@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 
-def make(out, rows=24, **settings):
+def make(out, rows=24, model_seed=0, **settings):
     "A trainer of a tiny Pythia on pairs of the built-in world; everything it writes goes to `out`."
     import datasets
     import transformers
@@ -17,7 +17,7 @@ def make(out, rows=24, **settings):
     datasets.disable_progress_bars(); transformers.logging.set_verbosity_error(); transformers.utils.logging.disable_progress_bar()
     world = datasets.Dataset.from_list([_split_row(row)[0] for row in preference_world(rows)])
     tokenizer = train_tokenizer([r["prompt"] + r[c] for r in world for c in ("chosen", "rejected")], vocab_size=400)
-    torch.manual_seed(0)
+    torch.manual_seed(model_seed)
     model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, initializer_range=.2))
     settings = dict(per_device_train_batch_size=4, max_steps=8, learning_rate=1e-2, logging_steps=3, save_steps=1, save_total_limit=3, report_to="none", disable_tqdm=True,
                     use_cpu=True, ref_cache_dir=str(Path(out)/"cache"), loss_type="slpo_sample") | settings
