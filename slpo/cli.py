@@ -38,7 +38,7 @@ from .data import ROW, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_tex
 from .dpo import preference_accuracy
 from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _LOSS_DEFAULTS, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
+from .trainer import _KNOBS, _STAYS, Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _LOSS_DEFAULTS, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -356,10 +356,13 @@ def _writing(folder:Path):
 
 _SAME_RUN = ("model_name_or_path", "gguf_file", "dtype", "dataset_name", "dataset_split", "eval_split", "train_size", "eval_size", "sft_targets", "sft_epochs",
              "sft_learning_rate", "sft_batch_size")
+_SAME_ROWS = ("on_bad_rows", "max_length", "max_prompt_length", "max_completion_length", "truncation_mode", "completion_tokens")
 
-def _check_same_run(run:RunArguments, args:SLPOConfig, out:Path):
-    "Raise `ValueError`, naming the settings, where a run that is to go on was begun with others."
-    now = {name: getattr(run, name) for name in _SAME_RUN} | {"loss_type": args.loss_type, "seed": args.seed}
+def _check_same_run(run:RunArguments, args:SLPOConfig, out:Path) -> dict: # name -> value, as JSON has them
+    "The settings that a run keeps. Raises `ValueError`, naming them, where a run that is to go on was begun with others."
+    now = {name: getattr(run, name) for name in _SAME_RUN}
+    now |= {name: getattr(args, name) for name in (*_SAME_ROWS, *_STAYS.split(), *_KNOBS[args.loss_type].split())}
+    now = json.loads(json.dumps(now, default=lambda x: str(getattr(x, "value", x))))
     file = out/"run.json"
     if run.resume and file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -542,7 +545,8 @@ def _preference_stage(run, args, model, tokenizer, groups, held_out, test) -> di
             _figure(stage.state.log_history, out/"figure.png", f"{args.loss_type} on {Path(run.dataset_name).name}")
             _write_samples(out/"samples.md", texts, before[:shown], after[:shown])
     print(f"\nfigure: {out/'figure.png'}   samples: {out/'samples.md'}   numbers: {out/'metrics.json'}")
-    return {"results": results, "history": stage.state.log_history}
+    changes = {"settings changed on the way": stage._changes} if stage._changes else {}
+    return {"results": results, "history": stage.state.log_history} | changes
 
 def _save(stage:SLPOTrainer) -> OSError:
     "Saves the model; returns, not raises, the error of one that cannot be written: what is known of it is said first."

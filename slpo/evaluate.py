@@ -183,9 +183,13 @@ def encode_prompts(tokenizer, # a Hugging Face tokenizer
                    prompts:list, # n of str, or of lists of messages
                    extras:list=None, # n dicts of what `encode_prompt` takes beside a prompt
                   ) -> list: # of lists of token ids, as training has them
-    "Token ids of prompts. Raises what the chat template raises."
-    extras = [{}]*len(prompts) if extras is None else extras
-    return [encode_prompt(p, tokenizer, **extra) for p, extra in zip(prompts, extras, strict=True)]
+    "Token ids of prompts. Raises `ValueError`, with the prompt's place, where the chat template refuses one."
+    ids = []
+    for i, (prompt, extra) in enumerate(zip(prompts, [{}]*len(prompts) if extras is None else extras, strict=True)):
+        try: ids.append(encode_prompt(prompt, tokenizer, **extra))
+        except ValueError: raise                                               # there is no template
+        except Exception as e: raise ValueError(f"prompt {i}: the chat template refuses it: {e}") from e       # templates raise what they like
+    return ids
 
 def _left_padded(ids:list, pad:int, device) -> tuple:
     "(rows, mask) of (B,T): lists of ids, padded on the left."
