@@ -101,15 +101,15 @@ def _wrong_text(text) -> str:
     "Why this is not a text, or ''."
     return _half_character(text) if isinstance(text, str) else f"expected a string, got {type(text).__name__}"
 
-# a list of messages that json.dumps, or Python's or numpy's repr, has made a text of
-_WRITTEN = re.compile(r"""\s*(?:\[\s*|array\(\[\s*)*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+# a list of messages, or one, that json.dumps, or Python's or numpy's repr, has made a text of
+_WRITTEN = re.compile(r"""["']?\s*(?:(?:\[|array\()\s*)+\{|["']?\s*\{\s*\\?['"](?:role|content|from|value)\\?['"]\s*:""")
 
 def _written_messages(text) -> str:
     "Why this text must be read as something else first, or ''."
     if not isinstance(text, str) or not _WRITTEN.match(text): return ""
-    if not all(re.search(rf"""['"]{key}['"]\s*:""", text) for key in ("role", "content")):
-        if not all(re.search(rf"""['"]{key}['"]\s*:""", text) for key in ("from", "value")): return ""
-    reader = "json.loads" if re.match(r"""[\s\[]*\{\s*\"""", text) else "ast.literal_eval"
+    def has(*keys): return all(re.search(rf"""['"]{key}\\?['"]\s*:""", text) for key in keys)
+    if not has("role", "content") and not has("from", "value"): return ""
+    reader = "json.loads" if re.match(r"""["']?[\s\[]*\{\s*\\?\"""", text) else "ast.literal_eval"
     return f"messages written as text: read them first, with {reader}, so that the column holds lists"
 
 # %% ../nbs/06_data.ipynb #cell-202
@@ -231,7 +231,7 @@ def _check_row(row:dict, sft:bool=False) -> list:
     if not sft and not ranked and keys[0] in keys[1:]: return [(column, "identical to 'chosen'")]
     return [(column, "holds the same completion twice")] if len(set(keys)) < len(keys) else []
 
-def _all_repeat(prompt:str, texts:list, least:int=12) -> bool:
+def _all_repeat(prompt:str, texts:list, least:int=8) -> bool:
     "Does every completion begin with the prompt? Of a prompt of a few letters that may be chance."
     return len(prompt.strip()) >= least and all(text.startswith(prompt) for text in texts)
 
@@ -300,7 +300,7 @@ def _csv_lines(path:Path, name:str):
 
 def _parquet_rows(path:Path, name:str):
     "(index, row) of a .parquet file."
-    try: yield from enumerate(load_dataset("parquet", data_files=glob.escape(str(path)), split="train"))
+    try: yield from enumerate(load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True))     # nothing is written
     except (ValueError, OSError, DatasetGenerationError) as e:
         raise ValueError(f"{name}: not a Parquet file that can be read ({e.__cause__ or e})") from e
 
@@ -498,7 +498,7 @@ _OTHER_NAMES = {"prompt": ("question", "instruction", "query", "input", "history
 def _no_columns(missing:list, columns:list, total:int=None, sft:bool=False) -> str:
     "Says which columns no row has, which there are, and what to do about it."
     names = {k: (*v, "answer", "completion", "response", "output") if sft and k == "chosen" else v for k, v in _OTHER_NAMES.items()}
-    maps = {other: c for c in missing for other in [next((x for x in columns if x.lower() in names.get(c, ())), None)] if other}
+    maps = {other: c for c in missing for other in [next((x for x in columns if x.strip().lower() in (c, *names.get(c, ()))), None)] if other}
     advice = [f"rename {', '.join(f'{a!r} to {b!r}' for a, b in maps.items())}"]*bool(maps)
     pairs = [(a, b) for a in columns for b in columns if re.fullmatch(r".+[_-]?[0aA1]", a) and b in (a[:-1] + chr(ord(a[-1]) + 1),)]
     if "completion" in columns and "label" in columns: advice.append("a completion with a label (as for KTO) is no pair: two completions of one prompt are needed")
@@ -583,6 +583,8 @@ def load_preferences(name_or_path, # "world", a file, several of them (a list, o
     broken line of JSON or a split that is not there, `FileNotFoundError` for a missing file, `OSError` where the disk is
     full. Rows are kept in a temporary file, not in memory. What was read is logged, and kept as `info.description`."""
     if on_bad_rows not in ("raise", "drop"): raise ValueError(f"argument 'on_bad_rows': {on_bad_rows!r} is not 'raise' or 'drop'")
+    if not isinstance(name_or_path, (str, Path, list, tuple)):
+        raise ValueError(f"argument 'name_or_path': expected a path, a list of paths or a hub id, got {type(name_or_path).__name__}: rows in memory need no loading, SLPOTrainer and tokenize_preferences take them as a datasets.Dataset")
     (read, sources, left_out), seen = _row_reader(name_or_path, split), _Seen()
     with _room(tempfile.gettempdir()):
         for source, number, row in read(): seen.add(source, number, row, sft, len(sources) > 1)     # once to check,
@@ -597,7 +599,7 @@ def load_preferences(name_or_path, # "world", a file, several of them (a list, o
             if seen.lists: row["rejected"] = _listed(row["rejected"], seen.chat)       # one type for the whole column
             kept = {c: _as_json(row[c]) if seen.keys and c != "ranks" else row[c] for c in seen.layout}
             given = _more(row) if more else {}
-            yield kept | {c: json.dumps(given[c]) if c in given else None for c in more}
+            yield kept | {c: json.dumps(given[c], default=str) if c in given else None for c in more}
     with _room(tempfile.gettempdir()):
         folder = tempfile.mkdtemp(prefix="slpo-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -608,7 +610,7 @@ def load_preferences(name_or_path, # "world", a file, several of them (a list, o
 
 def _as_json(x):
     "Messages as JSON texts, each one alone."
-    return [_as_json(y) for y in x] if isinstance(x, list) else json.dumps(x) if isinstance(x, dict) else x
+    return [_as_json(y) for y in x] if isinstance(x, list) else json.dumps(x, default=str) if isinstance(x, dict) else x
 
 def _say_read(counts:Counter, left_out:list, split:str, most:int=6) -> str:
     "Logs which files were read, and which were not, in one line: a warning where a file that was not read is called much like the split."
@@ -632,18 +634,40 @@ def train_tokenizer(texts, # an iterable of str
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 # %% ../nbs/06_data.ipynb #cell-027
-def _special(tokenizer) -> dict:
-    "{text: id} of the special tokens that may end what a model says."
+class _Ends(NamedTuple):
+    "What may end an answer: {text: id} of special tokens, the one with which the chat template ends a turn, or '', and a pattern for several at a text's end."
+    ids: dict
+    turn: str
+    several: re.Pattern
+
+def _ends(tokenizer) -> _Ends:
+    "The special tokens that may end what a model says."
     known = {str(token): i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
     known |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
     begins = {tokenizer.bos_token_id, tokenizer.unk_token_id} - {tokenizer.eos_token_id}
-    return {text: i for text, i in known.items() if text and i not in begins}
+    ids = {text: i for text, i in sorted(known.items(), key=lambda text_id: -len(text_id[0])) if text and i not in begins}
+    several = re.compile(rf"(?:(?:{'|'.join(map(re.escape, ids))})\s*)+\Z")
+    turn, answer = "", "An answer"
+    if getattr(tokenizer, "chat_template", None):
+        try: after = tokenizer.apply_chat_template([{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}], tokenize=False).rpartition(answer)[2].lstrip()
+        except Exception: after = ""                                                   # templates raise what they like
+        turn = next((token for token in ids if after.startswith(token)), "")
+    return _Ends(ids, turn, several)
 
-def _until_end(text:str, special) -> tuple:
-    "(text without what follows its last special token, that token): (text, '') where something else than space follows."
+def _until_end(text:str, ends:_Ends) -> tuple:
+    """(text up to the token that ends the turn, that token): (text, '') where it does not end in a special token. Of several, it is the one with
+    which the template ends every turn (Phi-3 writes EOS after the last), or else the last."""
+    run = ends.several.search(text) if ends.ids else None
+    if not run: return text, ""
+    at = run.group().find(ends.turn) if ends.turn else -1
+    if at >= 0: return text[:run.start() + at + len(ends.turn)], ends.turn
     bare = text.rstrip()
-    end = max((token for token in special if bare.endswith(token)), key=len, default="")
-    return (bare, end) if end else (text, "")
+    return bare, next(token for token in ends.ids if bare.endswith(token))
+
+def _until_eos(text:str, eos:str) -> tuple:
+    "(text up to an EOS that it ends in, that EOS), or (text, '')."
+    bare = text.rstrip()
+    return (bare, eos) if bare.endswith(eos) else (text, "")
 
 def _write(messages:list, # with every key they have
            tokenizer, # with a chat template
@@ -661,9 +685,9 @@ def _first_difference(a:str, b:str, around:int=40) -> str:
     start = max(at - around//2, 0)
     return f"{a[start:start + around]!r} alone, {b[start:start + around]!r} with it"
 
-def _render(prompt:list, completions:list, columns:list, tokenizer, special:dict, **more) -> tuple:
+def _render(prompt:list, completions:list, columns:list, tokenizer, ends:_Ends, **more) -> tuple:
     "(prompt, completions, findings, notes): lists of messages as text; a completion stands up to its last special token, if it ends in one."
-    texts, found, ends = [], [], {tokenizer.eos_token}
+    texts, found, closing = [], [], {tokenizer.eos_token}
     try: before, wholes = _write(prompt, tokenizer, add_generation_prompt=True, **more), [_write(prompt + c, tokenizer, **more) for c in completions]
     except Exception as e:
         if not getattr(tokenizer, "chat_template", None): raise
@@ -671,12 +695,12 @@ def _render(prompt:list, completions:list, columns:list, tokenizer, special:dict
     for column, whole in zip(columns[1:], wholes):
         if not whole.startswith(before):
             found.append((column, f"the chat template writes the prompt another way when a completion follows: {_first_difference(before, whole)}")); continue
-        text, end = _until_end(whole[len(before):], special)
+        text, end = _until_end(whole[len(before):], ends)
         texts.append(text)
-        ends.add(end or tokenizer.eos_token)
+        closing.add(end or tokenizer.eos_token)
         if not text.removesuffix(end).strip(): found.append((column, "empty completion, once written by the chat template"))
     for column, messages in zip(columns, [prompt, *completions]):
-        found += [(column, f"{_named(end, tokenizer)} inside the text") for end in sorted(ends) if any(end in (m.get("content") or "") for m in messages)]
+        found += [(column, f"{_named(end, tokenizer)} inside the text") for end in sorted(closing) if any(end in (m.get("content") or "") for m in messages)]
     unwritten, notes = _unwritten(prompt, completions, [before, *wholes], tokenizer, **more)
     found += [(columns[i], "the chat template does not write 'tool_calls'") for i in unwritten]
     return before, texts, found, notes
@@ -755,11 +779,10 @@ def _joint(prompt:str, texts:list, tokenizer, chat:bool, adds:tuple) -> tuple:
     return wholes[0][:n], [whole[n:] for whole in wholes], changed
 
 # %% ../nbs/06_data.ipynb #cell-214
-def _encode(prompt:str, texts:list, columns:list, tokenizer, chat:bool, adds:tuple, special=(), completion_tokens:str="joint", edge:int=32) -> tuple:
+def _encode(prompt:str, texts:list, columns:list, tokenizer, chat:bool, adds:tuple, ends:_Ends=None, completion_tokens:str="joint", edge:int=32) -> tuple:
     "(prompt's ids, completions' ids with the token that ends them, findings, notes)"
     eos, found, notes = tokenizer.eos_token_id, [], []
-    ends = [_until_end(text, special if chat else [tokenizer.eos_token])[1] for text in texts]
-    if not chat: texts = [_until_end(text, [tokenizer.eos_token])[0] for text in texts]
+    texts, closing = zip(*(_until_end(text, ends) if chat else _until_eos(text, tokenizer.eos_token) for text in texts))
     prompt_ids, twice = (tokenizer(prompt, add_special_tokens=False)["input_ids"], False) if chat else _text_ids(prompt, tokenizer, adds)
     if twice: notes = ["bos"]
     if completion_tokens == "apart":
@@ -771,8 +794,8 @@ def _encode(prompt:str, texts:list, columns:list, tokenizer, chat:bool, adds:tup
         kept_ids, texts_ids, changed = _joint(prompt, texts, tokenizer, chat, adds)
         if changed: notes.append("joint")
     if not chat and eos in prompt_ids[adds[0]:]: found.append(("prompt", f"{_named(tokenizer.eos_token, tokenizer)} inside the text{_TEMPLATED}"))
-    out = [ids if end else ids + [eos] for ids, end in zip(texts_ids, ends)]
-    for column, text, ids, end in zip(columns[1:], texts, out, ends):
+    out = [ids if end else ids + [eos] for ids, end in zip(texts_ids, closing)]
+    for column, text, ids, end in zip(columns[1:], texts, out, closing):
         inside = [token for token in {tokenizer.eos_token, end} - {""} if tokenizer.convert_tokens_to_ids(token) in ids[:-1]]
         if inside: found.append((column, f"{_named(inside[0], tokenizer)} inside the text"))
         elif not text.removesuffix(end).strip(): found.append((column, "empty completion"))
@@ -816,17 +839,17 @@ def _fit(index:int, prompt_ids:list, whole:list, ranks:list, columns:list, found
     elif _overlap(kept): found = [*found, (columns[-1], "one completion is a prefix of another, or equal to it" + f", once cut to {_limit(**cut).split('=')[0]}"*(not _overlap(whole)))]
     return _group(index, prompt_ids, kept, ranks, [*notes, *["cut"]*sum(a != b for a, b in zip(kept, whole))], found)
 
-def _tokenize_row(row:dict, index:int, tokenizer, sft:bool=False, adds:tuple=(False, False), special:dict=None, completion_tokens:str="joint", **cut) -> dict:
+def _tokenize_row(row:dict, index:int, tokenizer, sft:bool=False, adds:tuple=(False, False), ends:_Ends=None, completion_tokens:str="joint", **cut) -> dict:
     "The group of one row of text or messages, with its problems."
     index = row.get(ROW, index)
     row, found = _split_row(row, sft)
     if found := found or _check_row(row, sft): return _group(index, problems=found)
     prompt, texts, ranks = _to_group(row, sft)
     columns = ["prompt"] + (["completions"]*len(texts) if "completions" in row else ["chosen"] + ["rejected"]*(len(texts) - 1))
-    chat, left_out, special = isinstance(prompt, list), [], _special(tokenizer) if special is None else special
-    if chat: prompt, texts, found, left_out = _render(prompt, texts, columns, tokenizer, special, **_more(row))
+    chat, left_out, ends = isinstance(prompt, list), [], ends or _ends(tokenizer)
+    if chat: prompt, texts, found, left_out = _render(prompt, texts, columns, tokenizer, ends, **_more(row))
     if found: return _group(index, problems=list(dict.fromkeys(found)))
-    prompt_ids, texts_ids, found, notes = _encode(prompt, texts, columns, tokenizer, chat, adds, special, completion_tokens)
+    prompt_ids, texts_ids, found, notes = _encode(prompt, texts, columns, tokenizer, chat, adds, ends, completion_tokens)
     return _fit(index, prompt_ids, texts_ids, ranks, columns, found, [*notes, *left_out], **cut)
 
 # %% ../nbs/06_data.ipynb #cell-036
@@ -845,16 +868,16 @@ def _wrong_logp(x) -> str:
     if type(x) not in (int, float): return f"expected a log-probability, got {type(x).__name__}"
     return "" if -1e300 < x <= 1e-6 else f"{x} is not a log-probability"
 
-def _fit_ids(index:int, prompt_ids:list, whole:list, ranks:list, logps:list, columns:list, tokenizer, ends, **cut) -> dict:
+def _fit_ids(index:int, prompt_ids:list, whole:list, ranks:list, logps:list, columns:list, tokenizer, known:set, **cut) -> dict:
     "The group of token ids that are each valid: EOS inside, ends that are open, and what is cut."
     eos = tokenizer.eos_token_id
     found = [(c, f"the EOS token {tokenizer.eos_token!r} before the end") for c, ids in zip(columns[1:], whole) if eos in ids[:-1]]
-    out = _fit(index, prompt_ids, whole, ranks, columns, list(dict.fromkeys(found)), ["open"]*sum(ids[-1] not in ends for ids in whole), **cut)
+    out = _fit(index, prompt_ids, whole, ranks, columns, list(dict.fromkeys(found)), ["open"]*sum(ids[-1] not in known for ids in whole), **cut)
     changed = "cut" in out["notes"] or len(out["prompt_ids"]) < len(prompt_ids)
     if logps and changed: out["problems"].append([columns[-1], f"longer than {_limit(**cut)}, and its reference log-prob is that of all of it"])
     return out | ({"ref_logps": [float(x) for x in logps]} if logps else {})
 
-def _from_tokens(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), special:dict=None, **cut) -> dict:
+def _from_tokens(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), ends:_Ends=None, **cut) -> dict:
     "The group of an already tokenised pair, checked and cut as text is."
     index = row.get(ROW, index)
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"][:3 - sft]
@@ -862,8 +885,8 @@ def _from_tokens(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), 
     found += [(c, why) for c in refs if (why := _wrong_logp(row.get(c)))]
     if found: return _group(index, problems=found) | ({"ref_logps": []} if refs else {})
     prompt_ids, *whole = [row[c] for c in columns]
-    ends = {*(_special(tokenizer) if special is None else special).values()}
-    return _fit_ids(index, prompt_ids, whole, [0, 1][:len(whole)], [row[c] for c in refs], columns, tokenizer, ends, **cut)
+    known = {*(ends or _ends(tokenizer)).ids.values()}
+    return _fit_ids(index, prompt_ids, whole, [0, 1][:len(whole)], [row[c] for c in refs], columns, tokenizer, known, **cut)
 
 # %% ../nbs/06_data.ipynb #cell-216
 def _wrong_group(row:dict, size:int, sft:bool, refs:bool) -> list:
@@ -880,15 +903,15 @@ def _wrong_group(row:dict, size:int, sft:bool, refs:bool) -> list:
         else: found += dict.fromkeys(("ref_logps", why) for x in logps if (why := _wrong_logp(x)))
     return found
 
-def _from_group(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), special:dict=None, **cut) -> dict:
+def _from_group(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), ends:_Ends=None, **cut) -> dict:
     "The group of a row that is one already, checked and cut as text is, best completion first."
     number = next((n for n in (row.get(ROW), row.get("row")) if type(n) is int), index)
     if found := _wrong_group(row, len(tokenizer), sft, bool(refs)): return _group(number, problems=found) | ({"ref_logps": []} if refs else {})
     ranks, logps = row.get("ranks") or [0], row["ref_logps"] if refs else []
     order = sorted(range(len(ranks)), key=ranks.__getitem__)[:1 if sft else None]
-    whole, ends = row["completion_ids"], {*(_special(tokenizer) if special is None else special).values()}
+    whole, known = row["completion_ids"], {*(ends or _ends(tokenizer)).ids.values()}
     return _fit_ids(number, row["prompt_ids"], [whole[i] for i in order], [ranks[i] for i in order], [logps[i] for i in order if logps],
-                    ["prompt_ids", *["completion_ids"]*len(order)], tokenizer, ends, **cut)
+                    ["prompt_ids", *["completion_ids"]*len(order)], tokenizer, known, **cut)
 
 # %% ../nbs/06_data.ipynb #cell-038
 _NOTES = {"cut": "%d completions were cut to %s and lost their EOS", "open": "%d already tokenised completions do not end in EOS",
@@ -950,7 +973,7 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
     if (first := next(iter(dataset), None)) is None: raise ValueError("the data set is empty")
     columns = dataset.column_names or list(first)                                      # a stream may not know its columns
     make, refs = _check_columns(columns, sft, len(dataset) if not stream else int(dataset.column_names is not None))
-    how = dict(tokenizer=tokenizer, sft=sft, truncation_mode=truncation_mode, special=_special(tokenizer), **lengths)
+    how = dict(tokenizer=tokenizer, sft=sft, truncation_mode=truncation_mode, ends=_ends(tokenizer), **lengths)
     if make is _tokenize_row:
         how |= {"adds": _adds(tokenizer), "completion_tokens": completion_tokens}
         _say_unused(columns, any(isinstance(first.get(c), list) for c in ("prompt", "chosen")))
@@ -960,12 +983,19 @@ def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already
     kept = [c for c in columns if make is _from_group and c not in features and c != ROW]     # a collator of another's may want them
     features |= {c: dataset.features[c] for c in kept}
     with _room(_folder_of(dataset)):
-        out = dataset.map(make, with_indices=True, remove_columns=[c for c in columns if c not in kept], num_proc=num_proc, desc="tokenising", features=Features(features | _REPORT), fn_kwargs=how)
+        out = dataset.map(_in_batches, with_indices=True, batched=True, remove_columns=[c for c in columns if c not in kept], num_proc=num_proc,
+                          desc="tokenising", features=Features(features | _REPORT), fn_kwargs={"make": make, "how": how})
     problems, numbers = list(out["problems"]), range(len(out)) if make is _from_group else list(out["row"])
     _settle([Finding(row, *p) for row, found in zip(numbers, problems) for p in found], len(out), on_bad_rows)
     bad = {i for i, found in enumerate(problems) if found}
     for kind, n in Counter(note for i, notes in enumerate(out["notes"]) if i not in bad for note in notes).items(): _note(kind, n, _limit(**lengths))
     return out.select([i for i in range(len(out)) if i not in bad]).remove_columns(list(_REPORT))
+
+def _in_batches(columns:dict, indices:list, make, how:dict) -> dict:
+    "What `make` makes of each row of a batch, as columns."
+    rows = [dict(zip(columns.keys(), values)) for values in zip(*columns.values())]
+    groups = [make(row, i, **how) for i, row in zip(indices, rows)]
+    return {name: [group[name] for group in groups] for name in groups[0]}
 
 def _folder_of(dataset:Dataset) -> str:
     "Where `datasets` writes what it makes of this data set."

@@ -27,6 +27,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow.compute as pc
@@ -197,7 +198,7 @@ class SLPOConfig(TrainingArguments):
     preset: str | None = _knob(None, "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).")
     label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
-    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut (without max_length: always), tokens; None: only completions are cut.")
+    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
     max_completion_length: int | None = _knob(None, "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.")
     truncation_mode: str = _knob("keep_end", "Which end of a prompt to keep: keep_end | keep_start.")
     completion_tokens: str = _knob("joint", "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.")
@@ -266,6 +267,11 @@ def torch_dtype(word, # float32 | bfloat16 | float16, fp32 | bf16 | fp16, auto, 
 def _first_line(error) -> str:
     "What an exception says, on one line."
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+def _one_line(error, most:int=600) -> str:
+    "All that an exception says, on one line."
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]} …"
 
 def _listing(folder:Path, most:int=12) -> str:
     "The names in a folder, for a message."
@@ -406,7 +412,7 @@ def _mend_generation(model, what:str="model"):
             logger.warning("%s: generation settings without effect, which transformers would refuse to save, are left out: %s", what, ", ".join(f"{k}={v}" for k, v in idle.items()))
     with tempfile.TemporaryDirectory() as folder:
         try: copy.deepcopy(model.config).save_pretrained(folder)
-        except ValueError as e: raise ValueError(f"{what}: its configuration could not be saved after training: {' '.join(str(e).split())}") from e
+        except ValueError as e: raise ValueError(f"{what}: its configuration could not be saved after training: {_one_line(e)}") from e
 
 def _was_unpacked(model):
     "GGUF weights are unpacked when they are loaded: nothing is quantised any more."
@@ -434,7 +440,7 @@ def load_model(name, # folder or hub id
         model, info = AutoModelForCausalLM.from_pretrained(source, dtype=precision, gguf_file=gguf_file, output_loading_info=True, **init_kwargs)
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as e:
         if isinstance(e, torch.cuda.OutOfMemoryError): raise
-        raise ValueError(f"{what} {name} could not be loaded: {_first_line(e)}") from e
+        raise ValueError(f"{what} {name} could not be loaded: {_one_line(e)}") from e
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{what} {name}: {len(missing)} weights of {type(model).__name__} are not in its files and would be random, {', '.join(missing[:3])}: is it a causal language model?")
     if gguf_file: _was_unpacked(model)
@@ -474,7 +480,7 @@ def load_tokenizer(name, # folder or hub id
     path = Path(name).expanduser()
     try: tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else str(name), gguf_file=gguf_file, **init_kwargs)
     except Exception as e:                                                                     # tokenizers raises a plain Exception for a broken file
-        if path.is_dir() or not isinstance(e, OSError): raise ValueError(f"{what} {name}: its tokenizer could not be read: {_first_line(e)}") from e
+        if path.is_dir() or not isinstance(e, OSError): raise ValueError(f"{what} {name}: its tokenizer could not be read: {_one_line(e)}") from e
         raise FileNotFoundError(_hub_message(what, str(name), e)) from e
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens): raise FileNotFoundError(_no_tokenizer(what, name, "the one it gives knows no words"))
     return tokenizer
@@ -609,7 +615,7 @@ def _check_precision(model, args, own_optimizer:bool=False):
     narrow = [p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) and p.numel()]
     if shared or not narrow: return                                                            # those that share weights out keep float32 ones for the optimizer
     dtype = str(narrow[0].dtype).removeprefix("torch.")
-    todo = f"load the model in float32 (dtype={torch.float32})" + ("" if args.fp16 else "; bf16=True then computes in bfloat16")
+    todo = "load the model in float32 (dtype='float32')" + ("" if args.fp16 else "; bf16=True then computes in bfloat16")
     if args.fp16: raise ValueError(f"the trainable weights are {dtype}, and fp16=True scales gradients, which takes float32 weights: {todo}")
     share = _share_that_moves(narrow, args.learning_rate)
     what = f"the trainable weights are {dtype}, and at learning_rate={args.learning_rate:g} a step can change {share:.1%} of them, the others are rounded back"
@@ -960,7 +966,8 @@ def _shared_out(self:SLPOTrainer) -> bool: return self.is_fsdp_enabled or self.i
 # %% ../nbs/07_trainer.ipynb #cell-021
 def _token_ids(dataset):
     "(prompt_ids, completion_ids) of each row, without holding all of them."
-    for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000): yield from zip(rows["prompt_ids"], rows["completion_ids"])
+    for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000):
+        yield from zip(rows["prompt_ids"], rows["completion_ids"])
 
 def _canonical(settings) -> str:
     "JSON of settings, the same in every process: the order of a set of strings is not."
@@ -968,7 +975,7 @@ def _canonical(settings) -> str:
     return json.dumps(settings, sort_keys=True, default=other)
 
 def _weight_bytes(x):
-    "The bytes of a weight, part by part; of a quantised one, those of the tensors that it is made of."
+    "The bytes of a weight, part by part; of a quantised one, those of the tensors it is made of."
     if hasattr(x, "__tensor_flatten__"):
         names, settings = x.__tensor_flatten__()
         yield repr((type(x).__name__, settings)).encode()
@@ -978,24 +985,28 @@ def _weight_bytes(x):
     yield repr((x.dtype, tuple(x.shape))).encode()
     yield x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
+# %% ../nbs/07_trainer.ipynb #cell-242
 def _adapter_state(model) -> list:
-    "What decides about adapters, beside their weights: settings, which are on, how strong, merged or not."
+    "What decides about adapters beside their weights: settings, strengths, which are on or merged."
     if not hasattr(model, "peft_config"):
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
-    layers = {name: (layer.active_adapters, layer.disable_adapters, layer.merged_adapters,
-                     getattr(layer, "scaling", None))
-              for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     configs = {name: config.to_dict() for name, config in model.peft_config.items()}
+    layers = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            on = layer.active_adapters, layer.disable_adapters, layer.merged_adapters
+            layers[name] = on, getattr(layer, "scaling", None)
     return [version("peft"), configs, layers]
 
 def _adapter_is_idle(model) -> bool:
     "Whether adapters add exactly nothing, as new LoRA matrices do: one of each pair is 0."
-    if not hasattr(model, "disable_adapter"):
+    if not _is_adapted(model):
         return False
     for config in model.peft_config.values():
-        plain = config.peft_type == "LORA" and not config.use_dora
-        if not plain or config.modules_to_save or getattr(config, "trainable_token_indices", None):
+        if config.peft_type != "LORA" or config.use_dora:
+            return False
+        if config.modules_to_save or getattr(config, "trainable_token_indices", None):
             return False
     for name, x in model.named_parameters():
         second = ".lora_B." in name or ".lora_embedding_A." in name
@@ -1003,9 +1014,13 @@ def _adapter_is_idle(model) -> bool:
             return False
     return True
 
+def _is_adapted(model) -> bool: return hasattr(model, "disable_adapter")
+
+# %% ../nbs/07_trainer.ipynb #cell-243
 def _fingerprint(model, dataset, *options) -> str:
-    """Names a model's log-probabilities of a tokenised data set: 32 hexadecimal digits. An adapter that
-    adds nothing is left out: its random half decides nothing. Raises what a weight without bytes raises."""
+    """Names a model's log-probabilities of a tokenised data set: 32 hexadecimal digits. An adapter
+    that adds nothing is left out, since its other, random half decides nothing. Raises what torch
+    raises for a weight that cannot be read as bytes."""
     idle = _adapter_is_idle(model)
     if idle:
         model = model.get_base_model()
@@ -1014,7 +1029,8 @@ def _fingerprint(model, dataset, *options) -> str:
     kind = [type(model).__name__, model.config.to_dict(), attention, adapters]
     libraries = [version("torch"), version("transformers")]
     digest = hashlib.sha256(_canonical([kind, libraries, options]).encode())
-    for name, x in (dict(model.named_buffers()) | model.state_dict()).items():
+    weights = dict(model.named_buffers()) | model.state_dict()
+    for name, x in weights.items():
         if idle and ".lora_" in name:
             continue
         name = name.replace(".base_layer.", ".") if idle else name
@@ -1025,8 +1041,10 @@ def _fingerprint(model, dataset, *options) -> str:
         digest.update(repr(group).encode())
     return digest.hexdigest()[:32]
 
+# %% ../nbs/07_trainer.ipynb #cell-244
 def _read_kept(path:Path, total:int):
-    "The numbers in a file of reference log-probabilities; None where there is no file, or, with a warning, not `total` finite ones in it."
+    """The numbers in a file of reference log-probabilities; None where there is no such file or,
+    with a warning, where it does not hold `total` finite numbers."""
     try:
         with open(path, "rb") as f:
             flat = np.lib.format.read_array(f, allow_pickle=False)
@@ -1040,71 +1058,75 @@ def _read_kept(path:Path, total:int):
         return None
     except (OSError, ValueError, EOFError, MemoryError) as e:
         why = str(e).split("\n")[0] or type(e).__name__
-    logger.warning("%s does not hold the reference log-probabilities that it should (%s): they are computed anew", path, why)
+    logger.warning("%s does not hold the reference log-probabilities that it should (%s): "
+                   "they are computed anew", path, why)
 
-def _write_kept(path:Path, flat):
-    "Write a file of reference log-probabilities, whole or not at all."
+def _write_kept(path:Path, flat, only_try:bool=False):
+    "Write a file of reference log-probabilities, whole or not at all. Raises `OSError`."
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.npy")                                    # a killed run leaves no half file under the name
-    content = io.BytesIO()                                                                   # np.save into a file does not see that its last part finds no room
+    unfinished = path.with_suffix(f".{uuid4().hex[:8]}.npy")     # a kill leaves no half file `path`
+    content = io.BytesIO()            # np.save into a file does not see that its end found no room
     np.save(content, flat)
     try:
         unfinished.write_bytes(content.getvalue())
-        unfinished.replace(path)
+        if not only_try:
+            unfinished.replace(path)
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
 
+# %% ../nbs/07_trainer.ipynb #cell-245
 @patch
-def _cannot_keep(self:SLPOTrainer, path, why):
-    self._keeps = False
-    logger.warning("reference log-probabilities cannot be kept in %s (%s): this run uses them, the next one computes "
-                   "them again. ref_cache_dir (--ref_cache_dir) names another folder, or '' for none", path.parent, why)
-
-@patch
-def _kept_file(self:SLPOTrainer, model, dataset):
-    "The file that keeps a model's log-probabilities of a data set, or None, with a warning, where they cannot be named."
-    chunks = self._head_budget < math.inf
-    options = (self.accelerator.mixed_precision, self.args.tf32, getattr(self.data_collator, "packed", None), chunks)
+def _kept_file(self:SLPOTrainer, dataset, model):
+    "The file for a model's log-probabilities of a data set; None: none or, warned, it has no name."
+    if self.args.ref_cache_dir == "" or self.args.process_index > 0:
+        return None
+    collator = self.data_collator
+    layout = [getattr(collator, "packed", None), self._head_budget < math.inf]
+    if type(collator) is not PreferenceCollator:
+        layout += [getattr(collator, "__qualname__", repr(type(collator))),
+                   getattr(collator, "__dict__", None)]
+    precision = self.accelerator.mixed_precision, self.args.tf32
     try:
-        name = _fingerprint(model, dataset, *options)
+        name = _fingerprint(model, dataset, precision, layout)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
-        logger.warning("reference log-probabilities are not kept: the weights cannot be read as bytes (%s: %s)",
-                       type(e).__name__, str(e).split("\n")[0])
+        logger.warning("reference log-probabilities are not kept: the weights cannot be read as "
+                       "bytes (%s: %s)", type(e).__name__, str(e).split("\n")[0])
         return None
     return Path(self.args.ref_cache_dir or Path(HF_HOME)/"slpo")/f"ref-{name}.npy"
 
 @patch
+def _keep(self:SLPOTrainer, path, flat, only_try:bool=False):
+    "Write reference log-probabilities; where that fails, one warning for all data sets of the run."
+    if path is None or not self._keeps:
+        return
+    try:
+        _write_kept(path, flat, only_try)
+    except OSError as e:
+        self._keeps = False
+        logger.warning("reference log-probabilities cannot be kept in %s (%s): this run uses them, "
+                       "the next one computes them again. ref_cache_dir (--ref_cache_dir) names "
+                       "another folder, or '' for none", path.parent, e)
+
+# %% ../nbs/07_trainer.ipynb #cell-246
+@patch
 def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
-    """`group_logps` of the reference, from its file or into it; the first process reads and writes. A file that
-    cannot be written is a warning: whether it can is tried before the pass."""
-    def compute(): return self.group_logps(dataset, ref_model, "reference log-probs")
-    if self.args.ref_cache_dir == "":
-        return compute()
-    sizes, flat, path = [len(c) for _, c in _token_ids(dataset)], None, None
-    if self.args.process_index == 0:
-        model = self.accelerator.unwrap_model(self.model) if ref_model is None else ref_model
-        path = self._kept_file(model, dataset)
-    if path:
+    """`group_logps` of the reference, from its file or into it; the first process reads and writes.
+    Whether the file can be written is tried before the pass."""
+    model = self.accelerator.unwrap_model(self.model) if ref_model is None else ref_model
+    sizes = [len(completions) for _, completions in _token_ids(dataset)]
+    path, flat = self._kept_file(dataset, model), None
+    if path is not None:
         flat = _read_kept(path, sum(sizes))
-        if flat is not None:
-            logger.info("reference log-probabilities from %s", path)
-    if path and flat is None and self._keeps:
-        room = path.with_suffix(f".room{os.getpid()}.npy")
-        try:
-            _write_kept(room, np.zeros(sum(sizes)))
-            room.unlink()
-        except OSError as e:
-            self._cannot_keep(path, e)
+    if flat is not None:
+        logger.info("reference log-probabilities from %s", path)
     if self.args.world_size > 1:
         flat = broadcast_object_list([flat])[0]
     if flat is None:
-        flat = np.array([x for group in compute() for x in group])
-        if path and self._keeps:
-            try:
-                _write_kept(path, flat)
-            except OSError as e:
-                self._cannot_keep(path, e)
+        self._keep(path, np.zeros(sum(sizes)), only_try=True)
+        groups = self.group_logps(dataset, ref_model, "reference log-probs")
+        flat = np.array([x for group in groups for x in group])
+        self._keep(path, flat)
     return [part.tolist() for part in np.split(flat, np.cumsum(sizes)[:-1])]
 
 # %% ../nbs/07_trainer.ipynb #cell-022
@@ -1112,12 +1134,15 @@ def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
 def _check_shares(self:SLPOTrainer):
     "Raise `ValueError` where a process would not have the weights that the reference pass needs."
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() == "true":
-        raise ValueError("reference log-probabilities need the weights in every process: set fsdp_cpu_ram_efficient_loading: false")
-    if is_deepspeed_zero3_enabled(): raise ValueError("DeepSpeed's ZeRO stage 3 shares the weights out before the reference pass: use stage 2, or FSDP")
+        raise ValueError("reference log-probabilities need the weights in every process: "
+                         "set fsdp_cpu_ram_efficient_loading: false")
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("DeepSpeed's ZeRO stage 3 shares the weights out before the reference "
+                         "pass: use stage 2, or FSDP")
 
 @contextmanager
 def _no_grad_pass(model):
-    "A pass without gradients, as an evaluation; every module is in its mode of before afterwards."
+    "A pass without gradients, as an evaluation; every module has its mode of before afterwards."
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
@@ -1127,62 +1152,74 @@ def _no_grad_pass(model):
             module.training = training
 
 def _stay_trainable(model):
-    """Keep 4-bit layers in the form that has gradients. On CPUs bitsandbytes repacks their weights in the first pass
-    without gradients, for good, and the layer passes no gradient to what lies below it from then on."""
+    """Keep 4-bit layers in the form that has gradients. On CPUs bitsandbytes repacks their weights
+    in the first pass without gradients, for good, and passes no gradient on from then on."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-            module.state_dict()                                                              # unpacks what is packed already
+            module.state_dict()                                  # unpacks what is packed already
 
-def _is_adapted(model) -> bool: return hasattr(model, "disable_adapter")
-
-@patch
-def _set_reference(self:SLPOTrainer, ref_model):
-    "Reference log-probabilities as a column of every data set, or a frozen model for each step."
-    self.ref_model, self._starts_at_reference = None, ref_model is None
-    self._start, self._keeps, self._said_random = None, True, False
-    if self._sft: return
-    if self._shared_out(): self._check_shares()
-    elif ref_model is None and _is_adapted(self.model):
-        self._start = [(p, p.detach().clone()) for p in self.model.parameters() if p.requires_grad]
-    if ref_model is not None: ref_model.eval().requires_grad_(False).to(self.args.device)
-    many, stays = isinstance(self.eval_dataset, dict), False
-    def known(d):
-        nonlocal stays
-        if d is None: return d
-        if "ref_logps" in (d.column_names or ()): self._starts_at_reference = False; return d
-        if not self._precomputes(d): stays = True; return d
-        return d.add_column("ref_logps", self._kept_logps(d, ref_model))
-    self.train_dataset = known(self.train_dataset)
-    self.eval_dataset = {k: known(d) for k, d in self.eval_dataset.items()} if many else known(self.eval_dataset)
-    if not stays: return
-    if self._shared_out(): raise ValueError("with FSDP or DeepSpeed no second model is kept: use precompute_ref_log_probs=True and a data set that is not streamed")
-    if ref_model is not None: self.ref_model = ref_model
-    elif self._start is None: self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
-
+# %% ../nbs/07_trainer.ipynb #cell-247
 @patch
 def _precomputes(self:SLPOTrainer, dataset) -> bool:
     return self.args.precompute_ref_log_probs and not isinstance(dataset, IterableDataset)
 
+def _has_reference(dataset) -> bool:
+    return dataset is not None and "ref_logps" in (dataset.column_names or ())
+
+@patch
+def _set_reference(self:SLPOTrainer, ref_model):
+    "Reference log-probabilities as a column of every data set, or a reference for each step."
+    self.ref_model, self._start, self._keeps, self._said_random = None, None, True, False
+    self._starts_at_reference = ref_model is None and not _has_reference(self.train_dataset)
+    if self._sft: return
+    if self._shared_out(): self._check_shares()
+    elif ref_model is None and _is_adapted(self.model):
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        self._start = [(p, p.detach().clone()) for p in weights]
+    if ref_model is not None: ref_model.eval().requires_grad_(False).to(self.args.device)
+    many, stays = isinstance(self.eval_dataset, dict), False
+    def known(d):
+        nonlocal stays
+        if d is None or _has_reference(d): return d
+        if not self._precomputes(d): stays = True; return d
+        return d.add_column("ref_logps", self._kept_logps(d, ref_model))
+    self.train_dataset = known(self.train_dataset)
+    evals = self.eval_dataset
+    self.eval_dataset = {k: known(d) for k, d in evals.items()} if many else known(evals)
+    if stays: self._keep_reference(ref_model)
+    elif self._start is not None: self._start = [(p, data.cpu()) for p, data in self._start]
+
+@patch
+def _keep_reference(self:SLPOTrainer, ref_model):
+    "A reference for each step: the one that was given, adapters' starts, or a copy of the model."
+    if self._shared_out():
+        raise ValueError("with FSDP or DeepSpeed no second model is kept: use "
+                         "precompute_ref_log_probs=True and a data set that is not streamed")
+    if ref_model is not None: self.ref_model = ref_model
+    elif self._start is None:
+        self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
+
+# %% ../nbs/07_trainer.ipynb #cell-248
 @contextmanager
 def _swapped(weights):
-    "Parameters hold other data, from pairs (parameter, tensor); those of now are back afterwards."
-    now = [(p, p.data) for p, _ in weights]
+    "Parameters hold other data, from pairs (parameter, tensor); their own are back afterwards."
+    own = [(p, p.data) for p, _ in weights]
     def put(pairs):
         for p, data in pairs:
             p.data = data.to(p.device)
-        torch.clear_autocast_cache()                                                         # it holds weights of before in 16 bits
+        torch.clear_autocast_cache()                     # it holds weights of before, in 16 bits
     try:
         put(weights)
         yield
     finally:
-        put(now)
+        put(own)
 
 @patch
 @contextmanager
 def _reference(self:SLPOTrainer):
-    """The reference as a model, for passes without gradients: the one that was given or kept, or the policy
-    with the adapters that it started with. Raises `ValueError` where it is gone."""
+    """The reference as a model, for passes without gradients: the one that was given or kept, or
+    the policy with the adapters it started with. Raises `ValueError` where it is gone."""
     if self.ref_model is not None:
         yield self.ref_model
     elif self._start is not None:
@@ -1191,19 +1228,21 @@ def _reference(self:SLPOTrainer):
     elif self._starts_at_reference and not self.state.global_step:
         yield self.model
     else:
-        raise ValueError("no reference is kept for rows that come after training has begun: give them to the trainer as an eval_dataset "
-                         "(a dict of several), with a column ref_logps, or set precompute_ref_log_probs=False")
+        raise ValueError("no reference is kept for rows that come after training has begun: give "
+                         "them to the trainer as an eval_dataset (a dict of several), with a "
+                         "column ref_logps, or set precompute_ref_log_probs=False")
 
 @patch
-def _with_reference(self:SLPOTrainer, dataset # groups of token ids
-                   ): # the same with a column `ref_logps`, nats, where the reference is not at hand in each step
-    "Reference log-probabilities for rows that come later. Raises `ValueError` where the reference is gone."
-    if self._sft or dataset is None or "ref_logps" in (dataset.column_names or ()):
+def _with_reference(self:SLPOTrainer, dataset):
+    """Groups of token ids that come later, with a column `ref_logps`, nats, unless each step
+    computes its own. Raises `ValueError` where the reference is gone."""
+    if self._sft or dataset is None or _has_reference(dataset):
         return dataset
     with self._reference() as model:
         if not self._precomputes(dataset):
             return dataset
-        return dataset.add_column("ref_logps", self.group_logps(dataset, model, "reference log-probs"))
+        logps = self.group_logps(dataset, model, "reference log-probs")
+    return dataset.add_column("ref_logps", logps)
 
 # %% ../nbs/07_trainer.ipynb #cell-023
 def _batches(collator, sizes:list, n:int) -> list:
@@ -1457,41 +1496,6 @@ def _stopped(self:SLPOTrainer, what:str, rows:list) -> str:
     why = "an overflow in this precision, or a learning rate that has driven the weights too far: try a lower learning_rate, more warm-up (resumed runs take them from there on), or float32"
     return f"step {self.state.global_step}: {what} is not finite, in rows {_few(rows)} of the data set; no step was taken and nothing was saved. Likely {why}. {self._what_is_whole()}"
 
-def _random_part(model) -> str:
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and module.p > 0:
-            return f"a dropout of {module.p} in {name}"
-    return "a layer that draws random numbers in training, or works in another way there"
-
-@patch
-def _differ(self:SLPOTrainer, logps, ref_logps):
-    "(N,) whether log-probabilities differ by more than arithmetic does; 8-bit layers round what goes into them, too."
-    model = self.accelerator.unwrap_model(self.model)
-    quantised = getattr(model, "is_quantized", False) or any(hasattr(p, "__tensor_flatten__") for p in model.parameters())
-    eps = max(self._eps(), 2.**-8) if quantised else self._eps()
-    return (logps - ref_logps).abs() > (24*eps + 1e-3)*logps.abs().sqrt() + 1e-3
-
-@patch
-def _check_start(self:SLPOTrainer, logps, ref_logps, inputs):
-    """Raise `ValueError` where training would not start at its reference: before the first update all rewards are 0, up to
-    noise. Where they are not, the batch is seen once more as in an evaluation, which dropout and noise do not touch."""
-    if self.state.global_step or not self._starts_at_reference or not self.args.check_start: return
-    differs = self._differ(logps, ref_logps).any()
-    if self.args.world_size > 1: differs = self.accelerator.gather(differs.int()[None]).any()        # shards work together
-    if not differs: return
-    with _no_grad_pass(self.model): calm = self._logps(self.model, inputs)
-    off = self._differ(calm, ref_logps)
-    if off.any():
-        rows = inputs["rows"].repeat_interleave(inputs["sizes"])[off].unique().tolist()
-        raise ValueError(f"before the first step the policy's log-probabilities differ from the reference's, by up to {(calm - ref_logps).abs().max():.3g} nats, in rows {_few(rows)}: "
-                         "the reference must be the model that training starts from. Were weights loaded, or an adapter changed, after the trainer was built? "
-                         "check_start=False (--check_start false) trains all the same")
-    wanted = not self.args.disable_dropout or self.args.neftune_noise_alpha
-    if wanted or self._said_random: return
-    self._said_random = True
-    logger.warning("training is random: in the first step log-probabilities differ by up to %.3g nats from those of an evaluation, which are the reference's. Likely %s",
-                   (logps - calm).abs().max(), _random_part(self.model))
-
 @patch
 def _get_grad_norm(self:SLPOTrainer, model, grad_norm=None):
     "As in transformers, called before every optimizer step. Raises `FloatingPointError` where the gradient is not finite, or exactly 0 at the start."
@@ -1516,6 +1520,54 @@ def _still(self:SLPOTrainer, rows:list) -> str:
     if self.args.loss_type == "slpo": cause += ", or a temperature so low that probabilities underflow (temperature='length' does not)"
     return (f"step 0: the gradient is exactly 0, in rows {_few(rows)} of the data set: nothing would be learned, and no step was taken. Likely causes: {cause}. "
             f"{len(trainable)} weights are trainable{', ' + ', '.join(trainable[:2]) + ', …' if trainable else ''}")
+
+# %% ../nbs/07_trainer.ipynb #cell-249
+def _random_part(model) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and module.p > 0:
+            return f"a dropout of {module.p} in {name}"
+    return "a layer that draws random numbers in training, or works in another way there"
+
+@patch
+def _differ(self:SLPOTrainer, logps, ref_logps):
+    """(N,) whether log-probabilities, nats, differ by more than arithmetic does; layers of
+    quantised weights may round what goes into them, too."""
+    model = self.accelerator.unwrap_model(self.model)
+    kinds = {type(p.data).__module__.split(".")[0] for p in model.parameters()}
+    quantised = getattr(model, "is_quantized", False) or kinds != {"torch"}     # torchao's and others
+    eps = max(self._eps(), 2.**-8) if quantised else self._eps()
+    return (logps - ref_logps).abs() > (24*eps + 1e-3)*logps.abs().sqrt() + 1e-3
+
+@patch
+def _check_start(self:SLPOTrainer, logps, ref_logps, inputs):
+    """Raise `ValueError` where training would not start at its reference: before the first update
+    all rewards are 0, up to noise. Where they are not, the batch is seen once more as in an
+    evaluation, which dropout and noise do not touch."""
+    if not self._starts_at_reference or self.state.global_step or not self.args.check_start:
+        return
+    differs = self._differ(logps, ref_logps).any()
+    if self.args.world_size > 1:                                          # shards work together
+        differs = self.accelerator.gather(differs.int()[None]).any()
+    if not differs:
+        return
+    with _no_grad_pass(self.model):
+        calm = self._logps(self.model, inputs)
+    off = self._differ(calm, ref_logps)
+    if off.any():
+        rows = inputs["rows"].repeat_interleave(inputs["sizes"])[off].unique().tolist()
+        most = (calm - ref_logps).abs().max()
+        raise ValueError(f"before the first step the policy's log-probabilities differ from the "
+                         f"reference's, by up to {most:.3g} nats, in rows {_few(rows)}: the "
+                         "reference must be the model that training starts from. Were weights "
+                         "loaded, or an adapter changed, after the trainer was built? "
+                         "check_start=False (--check_start false) trains all the same")
+    wanted = not self.args.disable_dropout or self.args.neftune_noise_alpha
+    if wanted or self._said_random:
+        return
+    self._said_random = True
+    logger.warning("training is random: in the first step log-probabilities differ by up to %.3g "
+                   "nats from those of an evaluation, which are the reference's. Likely %s",
+                   (logps - calm).abs().max(), _random_part(self.model))
 
 # %% ../nbs/07_trainer.ipynb #cell-030
 @patch

@@ -149,6 +149,8 @@ ROWS = [
         ("one message", "rejected", json.dumps(say("assistant", "no")[0]), "with json.loads"),
         ("Python's repr", "chosen", str(say("assistant", "yes")), "messages written as text: read them first, with ast.literal_eval"),
         ("numpy's repr", "chosen", "[{'content': 'yes', 'role': 'assistant'}\n {'content': 'so', 'role': 'assistant'}]", "messages written as text"),
+        ("JSON in JSON", "prompt", json.dumps(json.dumps(say("user", "Hi."))), "messages written as text: read them first, with json.loads"),
+        ("other keys first", "chosen", json.dumps([{"id": 1, **say("assistant", "yes")[0]}]), "messages written as text"),
         ("ShareGPT", "prompt", '[{"from": "human", "value": "Hi."}]', "with json.loads")]),
     ("messages as text in a list", "many", dict(rejected=[" no", json.dumps(say("assistant", "no"))]), "rejected", "messages written as text"),
     ("messages as text among ranked ones", "ranked", dict(completions=[" no", str(say("assistant", "yes")), " hm"]), "completions", "messages written as text"),
@@ -393,6 +395,7 @@ CALLS = [
     ("no rows in a stream", lambda: tokenize_preferences(IterableDataset.from_generator(lambda: iter(())), TOKENIZER), "the data set is empty"),
     ("a list", lambda: tokenize_preferences(GOOD["text"], TOKENIZER), "argument 'dataset': expected a datasets.Dataset or IterableDataset, got list: datasets.Dataset.from_list(rows)"),
     ("a path", lambda: tokenize_preferences("rows.jsonl", TOKENIZER), "got str: load_preferences(path)"),
+    ("a data set to load", lambda: load_preferences(TEXT), "argument 'name_or_path': expected a path, a list of paths or a hub id, got Dataset"),
     ("a frame", lambda: tokenize_preferences(TEXT.to_pandas(), TOKENIZER), "got DataFrame: datasets.Dataset.from_pandas(frame)"),
     ("columns", lambda: tokenize_preferences(TEXT.to_dict(), TOKENIZER), "got dict: datasets.Dataset.from_dict(columns)"),
     ("all splits", lambda: tokenize_preferences(DatasetDict(train=TEXT), TOKENIZER), "argument 'dataset': expected a datasets.Dataset"),
@@ -513,3 +516,14 @@ def test_templates_own_bos_and_end(caplog):
         group = tokenize_preferences(Dataset.from_list(GOOD["talks"]), t)[1]
         assert group["prompt_ids"].count(t.bos_token_id) == (t is tokenizer)
         assert [t.decode(c) for c in group["completion_ids"]] == [f"yes 1{end}{EOS}", f"no 1{end}{EOS}"]
+
+
+@pytest.mark.parametrize("text", ['{"name": "add", "role": 3}', '[{"a": 1}]', "[1, 2]", "{}", 'Say [{"role": "user", "content": "Hi."}]', '{"roles": [{"role": "x", "content": "y"}]}', "role: user, content: hi", "['a', 'b']", "{% for m in messages %}"])
+def test_a_text_that_only_looks_like_messages_is_a_text(text):
+    row = dict(prompt="Question:", chosen=text, rejected="no")
+    assert len(tokenize_preferences(Dataset.from_list([row]), TOKENIZER)) == 1
+
+
+def test_completions_may_begin_as_a_short_prompt_does_or_one_of_them_may_repeat_it():
+    for prompt, chosen, rejected in (("Hello", "Hello, you", "Hello there"), ("What is 1 plus 1?", "What is 1 plus 1? 2", "2"), ("", "a", "b"), (" "*20, " "*20 + "a", " "*20 + "b")):
+        assert len(tokenize_preferences(Dataset.from_list([dict(prompt=prompt, chosen=chosen, rejected=rejected)]), TOKENIZER)) == 1

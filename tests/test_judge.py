@@ -199,6 +199,22 @@ def test_4xx_stops_at_once_with_what_the_server_says(tmp_path, serve, status):
     assert len(server.seen) <= 2 and len(set(server.questions)) == len(server.seen)                    # those under way, none of them twice
 
 
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_the_key_is_not_sent_along_to_where_a_server_points(tmp_path, serve, monkeypatch, status):
+    "A judge that moves to another host and port gets the question's answer, and no key: whoever redirects could send it anywhere."
+    monkeypatch.setattr(FakeServer.Handler, "do_GET", lambda self: elsewhere(self))
+    arrived = []
+    def elsewhere(handler):
+        arrived.append(dict(handler.headers))
+        raw = json.dumps(completion("Verdict: A")).encode()
+        handler.send_response(200); handler.send_header("Content-Length", str(len(raw))); handler.end_headers(); handler.wfile.write(raw)
+    other = serve(lambda question, before: pytest.fail("a redirected question comes as GET"))
+    server = serve(lambda question, before: (status, b"", {"Location": f"http://localhost:{other.server_address[1]}/v1/chat/completions"}))
+    answer, _ = Judge(server.url, "fake")("Which?")
+    assert answer == "Verdict: A" and len(arrived) == 1 and server.seen[0][2]["Authorization"] == f"Bearer {KEY}"
+    assert not any("authorization" in name.lower() or KEY in value for name, value in arrived[0].items())
+
+
 def test_400_on_one_question_leaves_the_others(tmp_path, serve):
     server = serve(lambda question, before: (400, b'{"error": {"message": "filtered"}}', {}) if "Question 9?" in question else longer(question))
     found = win_rate(server, tmp_path, workers=1)

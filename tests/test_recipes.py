@@ -99,8 +99,10 @@ def test_no_row_is_left_out_without_a_word(tmp_path, capsys):
 
 
 def test_one_sft_target_a_prompt(tmp_path):
-    rows = [hh("A", "a1", "x"), hh("B", "b1", "x"), hh("A", "a2", "x"), hh("C", "c1", "x"), hh("A", "a0", "x"), hh("B", "b0", "x")]
-    for split in ("train", "test"): (tmp_path/f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    said = [("A", "a1"), ("B", "b1"), ("A", "a2"), ("C", "c1"), ("A", "a0"), ("B", "b0")]
+    for split in ("train", "test"):                                                   # no prompt is in both
+        rows = [hh(f"{prompt}, {split}?", answer, "x") for prompt, answer in said]
+        (tmp_path/f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     for seed in ("0", "1", "2", "3"):
         chosen = [sorted(part["chosen"]) for part in load(tmp_path, "--loss_type", "sft", "--sft_targets", "unique_prompts", "--seed", seed)]
         assert chosen == [[" a0", " b0", " c1"]]*2, seed                              # whatever the order they are trained in
@@ -113,8 +115,9 @@ def test_one_sft_target_a_prompt(tmp_path):
 
 def test_the_command_takes_one_target_a_prompt_before_its_preference_stage(tmp_path, capsys):
     from slpo.cli import train_main
-    rows = [hh(f"Question {i//2}?", f"answer {i}", "no") for i in range(16)]
-    for split in ("train", "test"): (tmp_path/f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for split in ("train", "test"):
+        rows = [hh(f"Question {i//2} of {split}?", f"answer {i}", "no") for i in range(16)]
+        (tmp_path/f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     model = make(tmp_path).model
     model.save_pretrained(tmp_path/"model"); make(tmp_path).processing_class.save_pretrained(tmp_path/"model")
     flags = ["--dataset_name", str(tmp_path), "--eval_split", "test", "--model_name_or_path", str(tmp_path/"model"), "--output_dir", str(tmp_path/"out"), "--sft_epochs", "1", "--sft_targets", "unique_prompts",
