@@ -20,7 +20,7 @@ import sys
 import tempfile
 import types
 import typing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -494,6 +494,8 @@ def _sft_stage(run, args, model, tokenizer, data, test) -> tuple:
     "(the model, what metrics.json says of it) of supervised fine-tuning on rows of text, or groups of token ids."
     changes = dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
                    per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft", **_LOSS_DEFAULTS)
+    of_other_losses = {"preset", *" ".join(_KNOBS.values()).split()}           # without effect here
+    changes |= {f.name: f.default for f in fields(args) if f.name in of_other_losses}
     stage = _stage("sft", model, tokenizer, args, data, test, **changes if args.loss_type != "sft" else {})
     def held_out_loss(): return stage.evaluate()["eval_loss"] if test is not None else None
     first = held_out_loss()

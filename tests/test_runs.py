@@ -208,6 +208,11 @@ def test_a_run_goes_on_with_the_settings_it_was_begun_with(here, capsys, monkeyp
     assert train_main([*begun, "--resume", "--max_new_tokens", "5"]) == 0, capsys.readouterr().err
 
 
+@pytest.mark.parametrize("loss", [["dpo", "--beta", "0.3", "--label_smoothing", "0.1"], ["slpo", "--alpha", "0.9", "--temperature", "2"], ["slpo", "--preset", "listing"]])
+def test_settings_of_a_loss_may_stand_beside_a_stage_that_has_another(here, capsys, loss):
+    assert train_main([*here, *SHORT, "--eval_size", "4", "--sample_prompts", "0", "--sft_epochs", "0.2", "--loss_type", *loss]) == 0, capsys.readouterr().err
+
+
 # -- weights that are shared out
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
