@@ -10,6 +10,7 @@ __all__ = ['logger', 'LOSSES', 'SLPOConfig', 'torch_dtype', 'check_model_files',
 import copy
 import difflib
 import hashlib
+import inspect
 import io
 import json
 import logging
@@ -32,6 +33,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
 from fastcore.basics import patch
@@ -1455,10 +1457,34 @@ def predict(self:SLPOTrainer, test_dataset, # rows of text or groups
     "As in transformers, of any rows: log-ratios (N,2), chosen and rejected. Raises as `evaluate` does."
     return Trainer.predict(self, self._later("test_dataset", test_dataset), ignore_keys, metric_key_prefix)
 
-# %% ../nbs/07_trainer.ipynb #cell-029
-if not hasattr(Trainer, "_get_grad_norm"):                                   # or gradients would go unchecked without a word
-    raise ImportError("slpo checks every gradient in Trainer._get_grad_norm, which this transformers lacks: install one that slpo's requirements allow")
+# %% ../nbs/07_trainer.ipynb #cell-270
+_TESTED = "transformers 5.23.0 and 5.24.0"
+_HOOKS = """train evaluate predict log evaluation_loop prediction_step compute_loss save_model create_model_card get_eval_dataloader get_test_dataloader
+    _get_train_sampler _get_grad_norm _get_num_items_in_batch _load_from_checkpoint _load_optimizer_and_scheduler _save_rng_state _save_checkpoint _load_best_model
+    _prepare_inputs _get_output_dir get_optimizer_cls_and_kwargs"""                            # methods that transformers calls, or that we call
+_ATTRIBUTES = "model_accepts_loss_kwargs gather_function is_fsdp_enabled is_deepspeed_enabled"     # of a Trainer, set by it
 
+def _missing_names() -> list:
+    "What slpo overrides or reads in transformers and accelerate, and they do not have."
+    source = Path(sys.modules[Trainer.__module__].__file__).read_text(encoding="utf-8")
+    def used(name): return re.search(rf"\bself\.{name}\b", source) or name in ("_get_output_dir", "predict", "save_model", "train", "get_optimizer_cls_and_kwargs")
+    missing = [f"Trainer.{name}" for name in _HOOKS.split() if not hasattr(Trainer, name) or not used(name)]
+    missing += [f"Trainer.{name}" for name in _ATTRIBUTES.split() if not used(name)]
+    if not hasattr(TrainingArguments, "_VALID_DICT_FIELDS"): missing.append("TrainingArguments._VALID_DICT_FIELDS")
+    for name in ("_attn_implementation", "_name_or_path"):
+        if not hasattr(PreTrainedConfig(), name): missing.append(f"PreTrainedConfig.{name}")
+    if "_is_accelerate_prepared" not in inspect.getsource(Accelerator.prepare_model): missing.append("accelerate's _is_accelerate_prepared")
+    return missing
+
+def _check_surface():
+    "Raise `ImportError` where a release has renamed what slpo builds on: a run would go wrong without a word."
+    if missing := _missing_names():
+        raise ImportError(f"slpo builds on {', '.join(missing)}, which transformers {version('transformers')} with accelerate {version('accelerate')} lacks or no longer uses: "
+                          f"gradients, metrics or checkpoints would be wrong without a word. Tested with {_TESTED}: pip install 'transformers>=5.6,<5.25'")
+
+_check_surface()
+
+# %% ../nbs/07_trainer.ipynb #cell-029
 def _few(rows, most=20) -> str: return f"[{', '.join(map(str, sorted(rows)[:most]))}{', …' if len(rows) > most else ''}]"
 
 @patch
@@ -1513,6 +1539,7 @@ def _differ(self:SLPOTrainer, logps, ref_logps):
     eps = max(self._eps(), 2.**-8) if quantised else self._eps()
     return (logps - ref_logps).abs() > (24*eps + 1e-3)*logps.abs().sqrt() + 1e-3
 
+# %% ../nbs/07_trainer.ipynb #cell-250
 @patch
 def _check_start(self:SLPOTrainer, logps, ref_logps, inputs):
     """Raise `ValueError` where training would not start at its reference: before the first update

@@ -114,8 +114,11 @@ def test_bfloat16_stays_within_its_own_noise(name):
 
 
 @pytest.mark.parametrize("name", PADDED)
-def test_what_cannot_be_packed_says_why(name):
-    assert _why_not_packed(tiny(name, PADDED[name], torch.float32))
+def test_what_cannot_be_packed_says_why(name, double_throughout):
+    "Or it can be, in another version of transformers (GPT-J from 5.24 on), and is then exact."
+    why = _why_not_packed(tiny(name, PADDED[name], torch.float32))
+    if why is None: assert compare(tiny(name, PADDED[name]), groups(6, 3), 40)[0] < 1e-9
+    else: assert isinstance(why, str) and why
 
 
 def test_other_attention_and_leaks_are_seen(monkeypatch):

@@ -125,14 +125,34 @@ def test_losses_need_torch_only():
     run(sys.executable, "-c", code, cwd=ROOT)
 
 
-def test_what_the_trainer_overrides_exists():
+def test_the_guard_knows_all_that_the_trainer_builds_on():
     "A method that transformers no longer calls under this name would never run, and nothing else would say so: the check of the gradient is one of them."
     from transformers import Trainer
     from slpo import SLPOTrainer
-    silent = {"_get_num_items_in_batch", "compute_loss", "prediction_step", "_load_best_model", "create_model_card"}           # these replace, and call no original
-    overridden = set(re.findall(r"\bTrainer\.(\w+)\(self", (ROOT/"slpo"/"trainer.py").read_text())) | silent
-    assert "_get_grad_norm" in overridden
-    for name in overridden: assert name in vars(SLPOTrainer) and name in vars(Trainer), name
+    from slpo.trainer import _ATTRIBUTES, _HOOKS, _missing_names
+    guarded = set(_HOOKS.split()) | set(_ATTRIBUTES.split())
+    overridden = {name for name in vars(SLPOTrainer) if hasattr(Trainer, name) and not name.startswith("__")}
+    assert overridden <= guarded and {"_get_grad_norm", "_save_rng_state"} <= overridden
+    nodes = list(ast.walk(ast.parse((ROOT/"slpo"/"trainer.py").read_text())))
+    def of_trainer(node): return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "trainer", "Trainer")
+    own = set(vars(SLPOTrainer)) | {node.attr for node in nodes if of_trainer(node) and isinstance(node.ctx, ast.Store)}
+    read = {node.attr for node in nodes if of_trainer(node) and node.attr.startswith("_")} - own
+    assert read <= guarded, read - guarded
+    assert not _missing_names()
+
+
+@pytest.mark.parametrize("names", [("_get_num_items_in_batch", "_save_rng_state", "_get_train_sampler"), ("_get_grad_norm",), ("_load_optimizer_and_scheduler", "create_model_card")])
+def test_a_release_that_renames_methods_is_refused(names):
+    "At import, by name, with the versions that were tested."
+    code = f"""if True:
+        from transformers import Trainer
+        for name in {names}:
+            setattr(Trainer, "new" + name, getattr(Trainer, name)); delattr(Trainer, name)
+        try: from slpo import SLPOTrainer
+        except ImportError as e: print(e)
+        else: print("imported")"""
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
+    assert all(f"Trainer.{name}" in said for name in names) and "Tested with transformers 5.23.0" in said and "transformers>=5.6,<5.25" in said, said
 
 
 def test_every_import_is_a_requirement():

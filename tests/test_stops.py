@@ -112,6 +112,40 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     assert weights(again).equal(weights(whole))
 
 
+def test_the_loss_that_is_returned_is_that_of_the_whole_run(tmp_path):
+    "The mean over all groups, each step with its own; after the last log, before it, and in a run that was stopped and goes on."
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs): control.should_training_stop = state.global_step == 3
+    settings = dict(max_steps=7, logging_steps=1, learning_rate=3e-2, per_device_train_batch_size=5)          # 24 groups: the fifth step of an epoch has four
+    whole = make(tmp_path/"whole", **settings); trained = whole.train()
+    steps = [h["loss"] for h in whole.state.log_history if "loss" in h]
+    sizes = [5, 5, 5, 5, 4, 5, 5]
+    want = sum(n*loss for n, loss in zip(sizes, steps))/sum(sizes)
+    assert len(steps) == 7 and abs(want - steps[-1]) > 1e-3
+    rarely = make(tmp_path/"rarely", **{**settings, "logging_steps": 4}); rare = rarely.train()
+    stopped = make(tmp_path/"stopped", **settings); stopped.add_callback(Stop()); stopped.train()
+    again = make(tmp_path/"stopped", **settings); resumed = again.train(resume_from_checkpoint=True)
+    finished = make(tmp_path/"stopped", **settings).train(resume_from_checkpoint=True)
+    for out, log in ((trained, whole.state.log_history[-1]), (rare, rarely.state.log_history[-1]), (resumed, again.state.log_history[-1]), (finished, {"train_loss": finished.metrics["train_loss"]})):
+        assert out.training_loss == pytest.approx(want, rel=1e-6) and log["train_loss"] == pytest.approx(want, rel=1e-6)
+
+
+def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(tmp_path, monkeypatch):
+    "A run started anew in its folder comes to checkpoint-2 once more, and is killed while it is written."
+    make(tmp_path, max_steps=3).train()
+    assert last_checkpoint(tmp_path/"run").endswith("checkpoint-3")
+    trainer, seen = make(tmp_path, max_steps=3), []
+    def save(folder, *args, **kwargs):
+        if folder.endswith("checkpoint-2"): raise SystemExit(seen.append((os.path.exists(f"{folder}/trainer_state.json"), last_checkpoint(tmp_path/"run"))))
+        return type(trainer).save_model(trainer, folder, *args, **kwargs)
+    monkeypatch.setattr(trainer, "save_model", save)
+    with pytest.raises(SystemExit): trainer.train()
+    ((marked, newest),) = seen
+    assert not marked and newest.endswith("checkpoint-3") and not (tmp_path/"run"/"checkpoint-2"/"trainer_state.json").exists()
+
+
 def test_half_a_cache_is_computed_anew(tmp_path):
     wanted = make(tmp_path).train_dataset["ref_logps"]
     (file, *_) = (tmp_path/"cache").glob("*.npy")
