@@ -410,9 +410,10 @@ def _mend_generation(model, what:str="model"):
             except ValueError as e:
                 raise ValueError(f"{what}: its generation settings could not be saved after training ({_first_line(e)}): mend model.generation_config, or generation_config.json in its folder") from e
             logger.warning("%s: generation settings without effect, which transformers would refuse to save, are left out: %s", what, ", ".join(f"{k}={v}" for k, v in idle.items()))
-    with tempfile.TemporaryDirectory() as folder:
-        try: copy.deepcopy(model.config).save_pretrained(folder)
-        except ValueError as e: raise ValueError(f"{what}: its configuration could not be saved after training: {_one_line(e)}") from e
+    try:
+        with tempfile.TemporaryDirectory() as folder: copy.deepcopy(model.config).save_pretrained(folder)
+    except OSError: return                                                                     # no room for temporary files: not this check's business
+    except ValueError as e: raise ValueError(f"{what}: its configuration could not be saved after training: {_one_line(e)}") from e
 
 def _was_unpacked(model):
     "GGUF weights are unpacked when they are loaded: nothing is quantised any more."

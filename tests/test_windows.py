@@ -49,15 +49,14 @@ def off(t, dataset, model=None):
 def longest(dataset): return max(len(g["prompt_ids"]) + max(map(len, g["completion_ids"])) for g in dataset)
 
 
-@pytest.mark.parametrize("tokenised", [False, True])
-@pytest.mark.parametrize("K", [2, 4])
+@pytest.mark.parametrize("K,tokenised", [(2, False), (4, True)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_boundary(kind, K, tokenised, tmp_path):
     "The last token predicts nothing, so that all is seen while the longest row has one token more than the window or chunk."
     text = rows_of_text(K)
     groups = tokenize_preferences(text, WORDS)
     n = longest(groups)
-    for sees in (n + 1, n, n - 1, n - 2, n//2):
+    for sees in (n, n - 1, n - 2):
         t = trainer(model_that_sees(kind, sees), tmp_path, groups if tokenised else text)
         assert t.data_collator.packed == (sees >= n - 1), sees
         assert off(t, t.train_dataset) < 1e-3
