@@ -38,7 +38,7 @@ from .data import ROW, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_tex
 from .dpo import preference_accuracy
 from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _LOSS_DEFAULTS, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
+from .trainer import _KNOBS, _STAYS, Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _LOSS_DEFAULTS, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -177,6 +177,7 @@ def _read_yaml(text:str, file:str) -> dict: # name -> (value, as it is written, 
         found[key.value] = settings[key.value], written, line
     return found
 
+# %% ../nbs/09_cli.ipynb #cell-297
 def _settings(parser:HfArgumentParser, classes:tuple, name:str) -> dict: # name -> value
     "What a recipe sets, as the settings want it. Raises `ValueError`, naming file, line and setting, for what they cannot be."
     text, file = _recipe(name)
@@ -207,6 +208,7 @@ def _parse(parser:HfArgumentParser, argv:list) -> list:
         raise ValueError(f"{what} {unknown[0]}" + (f": did you mean --{meant}?" if meant else ""))
     return parsed
 
+# %% ../nbs/09_cli.ipynb #cell-007
 def parse_run(argv:list=None, # flags; default: those of the command line
              ) -> tuple: # (RunArguments, SLPOConfig)
     "Settings from defaults, recipe and flags, in that order. Raises `ValueError` for names that do not exist."
@@ -235,7 +237,6 @@ def _whose_defaults(config:str=None) -> str:
     its = ", ".join(f"{k} {v}" for k, v in yaml.safe_load(text).items() if k != "dataset_name")
     return f"Without --model_name_or_path, --dataset_name and --config: a small world, three minutes, with settings of its own ({its}). The defaults shown are those for your model and your data."
 
-# %% ../nbs/09_cli.ipynb #cell-007
 def _fresh_folder(base:str, resume:bool) -> str:
     "`base`, or the first of base-2, base-3, … that does not exist; to resume, the last that does. Raises `ValueError` where several processes would have to agree."
     if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("several processes need one folder: give --output_dir")
@@ -356,10 +357,13 @@ def _writing(folder:Path):
 
 _SAME_RUN = ("model_name_or_path", "gguf_file", "dtype", "dataset_name", "dataset_split", "eval_split", "train_size", "eval_size", "sft_targets", "sft_epochs",
              "sft_learning_rate", "sft_batch_size")
+_SAME_ROWS = ("on_bad_rows", "max_length", "max_prompt_length", "max_completion_length", "truncation_mode", "completion_tokens")
 
-def _check_same_run(run:RunArguments, args:SLPOConfig, out:Path):
-    "Raise `ValueError`, naming the settings, where a run that is to go on was begun with others."
-    now = {name: getattr(run, name) for name in _SAME_RUN} | {"loss_type": args.loss_type, "seed": args.seed}
+def _check_same_run(run:RunArguments, args:SLPOConfig, out:Path) -> dict: # name -> value, as JSON has them
+    "The settings that a run keeps. Raises `ValueError`, naming them, where a run that is to go on was begun with others."
+    now = {name: getattr(run, name) for name in _SAME_RUN}
+    now |= {name: getattr(args, name) for name in (*_SAME_ROWS, *_STAYS.split(), *_KNOBS[args.loss_type].split())}
+    now = json.loads(json.dumps(now, default=lambda x: str(getattr(x, "value", x))))
     file = out/"run.json"
     if run.resume and file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -473,6 +477,7 @@ def train(run:RunArguments, # what to train on what
     print(f"\nthe model is in {path}: AutoModelForCausalLM.from_pretrained({str(path)!r})")
     return metrics
 
+# %% ../nbs/09_cli.ipynb #cell-298
 _SHOWN_CONFIG = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "lr_scheduler_type", "warmup_steps",
                  "max_grad_norm", "weight_decay", "seed", "bf16")
 
@@ -500,7 +505,7 @@ def _sft_stage(run, args, model, tokenizer, data, test) -> tuple:
     with _writing(folder): stage.save_model()
     return stage.model, {"loss before": first, "loss after": last, "history": stage.state.log_history}
 
-# %% ../nbs/09_cli.ipynb #cell-017
+# %% ../nbs/09_cli.ipynb #cell-299
 def _few_prompts(run:RunArguments, test:Dataset) -> Dataset:
     "The first rows of a few different prompts."
     first = {_key(prompt): i for i, prompt in reversed(list(enumerate(test["prompt"])))}
@@ -510,6 +515,18 @@ def _sampled_prompts(run:RunArguments, test:Dataset) -> Dataset:
     "The rows whose prompts are sampled for before and after: a few, and all of the built-in world's, whose answers have a known reward."
     return test if run.dataset_name == "world" else _few_prompts(run, test)
 
+def _save(stage:SLPOTrainer) -> OSError:
+    "Saves the model; returns, not raises, the error of one that cannot be written: what is known of it is said first."
+    try:
+        with _writing(Path(stage.args.output_dir)): stage.save_model()
+    except OSError as e: return e
+
+def _print_samples(texts:list, before:list, after:list):
+    if texts: print("\nheld-out prompts, sampled before and after:")
+    for p, b, a in zip(texts, before, after):
+        print(f"  {p.split('Human:')[-1].removesuffix('Assistant:').strip()[-70:]!r}\n     before: {b.strip()[:110]!r}\n     after:  {a.strip()[:110]!r}")
+
+# %% ../nbs/09_cli.ipynb #cell-017
 def _preference_stage(run, args, model, tokenizer, groups, held_out, test) -> dict:
     "Trains on groups of token ids, and says what changed on those held out; `test`: their text, or None."
     out, world = Path(args.output_dir), run.dataset_name == "world"
@@ -542,18 +559,8 @@ def _preference_stage(run, args, model, tokenizer, groups, held_out, test) -> di
             _figure(stage.state.log_history, out/"figure.png", f"{args.loss_type} on {Path(run.dataset_name).name}")
             _write_samples(out/"samples.md", texts, before[:shown], after[:shown])
     print(f"\nfigure: {out/'figure.png'}   samples: {out/'samples.md'}   numbers: {out/'metrics.json'}")
-    return {"results": results, "history": stage.state.log_history}
-
-def _save(stage:SLPOTrainer) -> OSError:
-    "Saves the model; returns, not raises, the error of one that cannot be written: what is known of it is said first."
-    try:
-        with _writing(Path(stage.args.output_dir)): stage.save_model()
-    except OSError as e: return e
-
-def _print_samples(texts:list, before:list, after:list):
-    if texts: print("\nheld-out prompts, sampled before and after:")
-    for p, b, a in zip(texts, before, after):
-        print(f"  {p.split('Human:')[-1].removesuffix('Assistant:').strip()[-70:]!r}\n     before: {b.strip()[:110]!r}\n     after:  {a.strip()[:110]!r}")
+    changes = {"settings changed on the way": stage._changes} if stage._changes else {}
+    return {"results": results, "history": stage.state.log_history} | changes
 
 # %% ../nbs/09_cli.ipynb #cell-018
 def _first_process() -> bool: return os.environ.get("RANK", "0") == "0"

@@ -119,6 +119,42 @@ def test_samples_of_an_adapter_are_the_models_own_too():
     assert generate(adapted, tokenizer, ["a", "b"], **how) == bare and model.generation_config is theirs
 
 
+def test_prompts_have_the_tokens_that_training_has(monkeypatch):
+    "Empty ones, those of tokenizers that add EOS or BOS, and messages with tools and settings for the template."
+    from datasets import Dataset
+    from tokenizers.processors import TemplateProcessing
+    from slpo.data import tokenize_preferences
+    for after in ("$A <|endoftext|>", "<b> $A", "<b> $A <|endoftext|>", "$A"):
+        tokenizer = spoken("<b>", template="{{ tools | tojson if tools }}{{ mood }}{% for m in messages %}{{ m.content }}{% endfor %}")
+        tokenizer.bos_token = "<b>"
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=after, special_tokens=[("<|endoftext|>", 0), ("<b>", 257)])
+        chat = [{"role": "user", "content": "Q"}]
+        extra = {"tools": [{"type": "function", "function": {"name": "now"}}], "chat_template_kwargs": {"mood": "brief"}}
+        model = markov_model(tokenizer, ["a", "b", "<|endoftext|>"])
+        for prompts, extras in ((["", "ab", "<b>x"], None), ([chat], [extra]), ([chat], [{}])):
+            rows = [{"prompt": p, **{c: [{"role": "assistant", "content": c}] if isinstance(p, list) else c for c in ("chosen", "rejected")}, **(extras or [{}]*9)[i]} for i, p in enumerate(prompts)]
+            trained = tokenize_preferences(Dataset.from_list(rows), tokenizer)["prompt_ids"]
+            texts, sampled, _ = generate(model, tokenizer, prompts, extras=extras, with_ids=True, **QUIET)
+            assert sampled == list(trained) and len(texts) == len(prompts)
+
+
+def test_a_template_that_refuses_a_prompt_says_which():
+    tokenizer = spoken(template="{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}{{ m.content }}{% endfor %}")
+    model = markov_model(tokenizer, ["a", "b"])
+    talks = [[{"role": role, "content": "a"}] for role in ("user", "system")]
+    with pytest.raises(ValueError, match="prompt 1: the chat template refuses it: no system here"): generate(model, tokenizer, talks, **QUIET)
+
+
+def test_more_new_tokens_than_the_model_has_positions_are_refused():
+    from transformers import GPT2Config, GPT2LMHeadModel
+    tokenizer = spoken()
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=16, bos_token_id=0, eos_token_id=0))
+    assert len(generate(model, tokenizer, ["a"*10], max_new_tokens=6, desc=None)) == 1
+    with pytest.raises(ValueError, match="max_new_tokens=7: the model has 16 positions, and the longest prompt takes 10 of them: lower max_new_tokens to at most 6"):
+        generate(model, tokenizer, ["a", "a"*10], max_new_tokens=7, desc=None)
+    with pytest.raises(ValueError, match="leave such prompts out"): generate(model, tokenizer, ["a"*30], max_new_tokens=1, desc=None)
+
+
 def test_settings_are_given_back_when_generation_fails(monkeypatch):
     tokenizer = spoken()
     model = markov_model(tokenizer, ["a", "b"]).train()

@@ -202,7 +202,7 @@ def test_a_run_goes_on_with_the_settings_it_was_begun_with(here, capsys, monkeyp
     capsys.readouterr()
     with monkeypatch.context() as m:
         m.setattr(cli, "load_preferences", lambda *_, **__: pytest.fail("read"))
-        for name, value in (("dataset_name", "more.jsonl"), ("train_size", "8"), ("eval_size", "5"), ("sft_epochs", "1.0"), ("seed", "3"), ("loss_type", "dpo"), ("model_name_or_path", "model/.")):
+        for name, value in (("dataset_name", "more.jsonl"), ("train_size", "8"), ("eval_size", "5"), ("sft_epochs", "1.0"), ("seed", "3"), ("loss_type", "dpo"), ("model_name_or_path", "model/."), ("beta", "2.0"), ("max_length", "512"), ("optim", "sgd")):
             assert train_main([*begun, "--resume", f"--{name}", value]) == 2
             assert f"{name}={value}" in (said := capsys.readouterr().err) and "--output_dir" in said
     assert train_main([*begun, "--resume", "--max_new_tokens", "5"]) == 0, capsys.readouterr().err
