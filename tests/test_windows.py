@@ -96,7 +96,7 @@ def test_every_data_set_and_every_model_counts(where, tmp_path, caplog):
 def test_of_a_stream_max_length_is_known(kind, tmp_path, caplog):
     text = rows_of_text(2)
     groups = tokenize_preferences(text, WORDS).to_iterable_dataset()
-    for data, max_length, packed in ((text, 26, True), (text, 27, False), (text, None, False), (groups, 26, False)):
+    for data, max_length, packed in ((text, 26, True), (text, 27, False), (text, None, False), (groups, 26, True), (groups, None, False)):
         stream = data if data is groups else data.to_iterable_dataset()
         assert trainer(model_that_sees(kind, 25), tmp_path, stream, max_length=max_length).data_collator.packed == packed, max_length
     assert "rows have up to 27 tokens" in caplog.text and "rows have any length" in caplog.text
