@@ -1538,6 +1538,7 @@ def _differ(self:SLPOTrainer, logps, ref_logps):
     eps = max(self._eps(), 2.**-8) if quantised else self._eps()
     return (logps - ref_logps).abs() > (24*eps + 1e-3)*logps.abs().sqrt() + 1e-3
 
+# %% ../nbs/07_trainer.ipynb #cell-250
 @patch
 def _check_start(self:SLPOTrainer, logps, ref_logps, inputs):
     """Raise `ValueError` where training would not start at its reference: before the first update

@@ -1,4 +1,4 @@
-"""Every code block of README.md runs as printed: stand-ins lie where its names point, and a limit is added to what would take long."""
+"""Every code block of README.md runs as printed: stand-ins lie where its names point, and flags that shorten a run are added, those of `SHORTER` and no others."""
 import contextlib
 import json
 import os
@@ -11,10 +11,19 @@ from typing import NamedTuple
 
 import pytest
 
+from slpo.data import preference_world
+
 ROOT = Path(__file__).parents[1]
 README, CI = (ROOT/"README.md").read_text(encoding="utf-8"), (ROOT/".ci"/"run").read_text()
-MODELS, DATA = ("HuggingFaceTB/SmolLM2-135M-Instruct", "EleutherAI/pythia-2.8b", "runs/mine/slpo_sample", "runs/mine/sft", "runs/pythia28-hh-sft/sft", "…"), ("rows.jsonl", "runs/mine/held_out.jsonl")
-QUICK = ["--max_steps", "2", "--eval_size", "4", "--sample_prompts", "1", "--max_new_tokens", "4", "--use_cpu", "--report_to", "none"]
+# What README names is stood in for: models, a file that an earlier command leaves, a judge; the world is a sixteenth of itself.
+MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "EleutherAI/pythia-2.8b", "runs/mine/slpo_sample", "runs/mine/sft", "runs/pythia28-hh-sft/sft", "…")
+DATA = ("rows.jsonl", "runs/mine/held_out.jsonl")
+WORLD = 512
+
+# All that is added to its commands: fewer steps, shorter samples, a CPU. Nothing that changes which rows are read, or what is refused.
+SHORTER = {"slpo_train": ["--max_steps", "2", "--max_new_tokens", "4", "--use_cpu"], "slpo_eval": ["--max_new_tokens", "4"]}
+SHORTER_SFT = ["--sft_epochs", "0.1"]                                           # where a command has such a stage
+MAY_BE_ADDED = {"--max_steps", "--max_new_tokens", "--use_cpu", "--sft_epochs"}
 
 
 class Block(NamedTuple):
@@ -29,7 +38,7 @@ BLOCKS = [Block(language, text, re.sub(r"^    ", "", shown or "", flags=re.M)) f
 def stand_in(folder, model):
     "Puts a tiny model and a few rows where README's names point, as seen from `folder`."
     for name in MODELS: (folder/name).parent.mkdir(parents=True, exist_ok=True); (folder/name).symlink_to(model)
-    rows = "".join(json.dumps({"prompt": f"What is {i}?", "chosen": f" It is {i}.", "rejected": f" No, {i}!"}) + "\n" for i in range(16))
+    rows = "".join(json.dumps({"prompt": f"{n} plus 1 is", "chosen": f" {n + 1}.", "rejected": f" {n}."}) + "\n" for n in range(2, 34))     # README's own
     hh = "".join(json.dumps({c: f"\n\nHuman: What is {i}?\n\nAssistant: {c} {i}" for c in ("chosen", "rejected")}) + "\n" for i in range(64))
     for name in DATA: (folder/name).parent.mkdir(parents=True, exist_ok=True); (folder/name).write_text(rows)
     (folder/"Anthropic"/"hh-rlhf").mkdir(parents=True)
@@ -45,15 +54,16 @@ def main(run, flags):
 
 def slpo_train(words, folder, serve):
     from slpo.cli import train_main
-    small = ["--train_size", "32", "--sft_epochs", "1"]*(not words) + ["--train_size", "8", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]*("--config" in words)
-    return main(train_main, [*words, *small, *QUICK])
+    return main(train_main, [*words, *SHORTER["slpo_train"], *SHORTER_SFT*(not words)])
 
 
 def slpo_eval(words, folder, serve):
     from slpo.cli import eval_main
     from test_judge import longer
-    judge = ["--judge_url", serve(lambda question, before: longer(question)).url, "--judge_model", "fake"]*("--judge_model" in words)
-    return main(eval_main, [*words, *judge, "--eval_size", "4", "--max_new_tokens", "4"])
+    if "--judge_model" in words:
+        named = {"NAME": "fake", "http://localhost:8000/v1": serve(lambda question, before: longer(question)).url}
+        words = [named.get(word, word) for word in words]
+    return main(eval_main, [*words, *SHORTER["slpo_eval"]])
 
 
 def slpo_bench(words, folder, serve):
@@ -70,9 +80,11 @@ def accelerate(words, folder, serve):
     assert recipe.is_relative_to(ROOT/"slpo"/"recipes") and load_config_from_file(str(recipe)).num_processes > 1
     tool = {name: str(Path(sys.executable).with_name(name)) for name in ("accelerate", "slpo_train")}
     start = [tool["accelerate"], "launch", "--config_file", str(recipe.with_name("ddp.yaml")), "--cpu", "--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0", tool["slpo_train"]]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    rows = ["--dataset_name", "rows.jsonl"]*("--dataset_name" not in words)
-    done = subprocess.run([*start, *words[4:], *rows, *QUICK, "--per_device_train_batch_size", "4"], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    (folder/"sitecustomize.py").write_text("import sys\nif any(word.endswith('slpo_train') for word in sys.orig_argv[:3]):\n    from slpo.data import preference_world as world\n"
+                                           f"    world.__defaults__ = ({WORLD}, *world.__defaults__[1:])\n")
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    done = subprocess.run([*start, *words[4:], *SHORTER["slpo_train"]], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.count("against the model it started from") - 1
 
@@ -128,6 +140,12 @@ def test_every_block_has_its_way_to_be_run():
             for first, *_ in words: assert first in HANDLERS, f"nothing runs {first}:\n{block.text}"
 
 
+def test_what_is_added_only_shortens():
+    "Flags that pick rows, or settings that decide what is refused, would hide what a reader meets."
+    added = {flag for flags in (*SHORTER.values(), SHORTER_SFT) for flag in flags if flag.startswith("--")}
+    assert added <= MAY_BE_ADDED
+
+
 def test_test_commands_are_those_of_ci():
     for block in BLOCKS:
         if block.language == "bash" and any(words in (["nbdev_test"], ["pytest", "-q", "tests"]) for words in commands(block)):
@@ -138,6 +156,7 @@ def test_test_commands_are_those_of_ci():
 def folder(tmp_path, monkeypatch, chat_model):
     stand_in(tmp_path, chat_model)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preference_world, "__defaults__", (WORLD, *preference_world.__defaults__[1:]))
     return tmp_path
 
 

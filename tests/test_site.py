@@ -42,6 +42,10 @@ def test_every_notebook_and_public_name_has_its_place(pages):
     for name in NOTEBOOKS: assert f"{name}.html" in pages
     entries = {tag["id"]: page for name, page in pages.items() if name.startswith("api/") for tag in page.find_all("h2", id=True)}
     for name in slpo.__all__:
+        if not callable(getattr(slpo, name)):                        # a constant is in the list at the page's end
+            listed = next((found for page in pages.values() if (found := page.find("code", id=name))), None)
+            assert listed and re.search(r"\d\d_\w+\.html#cell-", str(listed.find_next("a"))), f"{name} has no API entry"
+            continue
         assert name in entries, f"{name} has no API entry"
         entry = entries[name].find(id=name)
         assert name in entry.find_next("code", class_=False).text and len(entry.find_next("p").text) > 20, f"{name}: no signature or docstring"
