@@ -44,7 +44,7 @@ def test_a_word_that_would_be_right_is_to_be_quoted(tmp_path):
 
 @pytest.mark.parametrize("text, name, value", [
     ("learning_rate: 5e-7", "learning_rate", 5e-7), ("learning_rate: '5e-7'", "learning_rate", 5e-7), ("learning_rate: 1", "learning_rate", 1.), ("max_steps: 1e3", "max_steps", 1000),
-    ("max_steps: '12'", "max_steps", 12), ("temperature: 0.5", "temperature", .5), ("temperature: 1e-1", "temperature", .1), ("run_name: 2026-01-02", "run_name", "2026-01-02"),
+    ("max_steps: '12'", "max_steps", 12), ("loss_type: slpo\ntemperature: 0.5", "temperature", .5), ("loss_type: slpo\ntemperature: 1e-1", "temperature", .1), ("run_name: 2026-01-02", "run_name", "2026-01-02"),
     ("run_name: 12:30", "run_name", "12:30"), ("run_name: 007", "run_name", "007"), ("train_size:", "train_size", None), ("max_length: null", "max_length", None),
     ("lr_scheduler_kwargs: {num_cycles: 2}", "lr_scheduler_kwargs", {"num_cycles": 2}), ("report_to: [none]", "report_to", []), ("seed: 0x10", "seed", 16)])
 def test_values_are_read_as_the_setting_wants_them(tmp_path, text, name, value):
