@@ -13,13 +13,13 @@ import csv
 import errno
 import glob
 import gzip
+import hashlib
 import json
 import logging
 import math
 import random
 import re
 import shutil
-import sys
 import tempfile
 import zlib
 from collections import Counter
@@ -333,9 +333,29 @@ def _find_files(folder:Path, split:str) -> tuple:
         other = any(re.fullmatch(re.escape(name) + f"(?:{_PART})?", _stem(file)) for name in _SPLITS if name != split)
         return split in file.relative_to(folder).parts[:-1] and not other and not re.fullmatch(_BACKUP, _stem(file), re.IGNORECASE)
     files = sorted(f for f in folder.rglob("*") if _ending(f.name) and f.is_file() and is_shown(f))
-    chosen = [f for f in files if belongs(f)]
+    chosen = _without_copies([f for f in files if belongs(f)])
     _check_doubles(folder, chosen, split)
     return chosen, [f for f in files if f not in set(chosen)]
+
+def _content(file:Path) -> str:
+    "A hash of what a file holds once it is unpacked; of its name where that cannot be read."
+    digest = hashlib.sha256()
+    try:
+        with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as opened:
+            while block := opened.read(2**20):
+                digest.update(block)
+    except (OSError, EOFError, zlib.error):
+        return file.name
+    return digest.hexdigest()
+
+def _without_copies(files:list) -> list:
+    "Files of which none is another one, packed: train.jsonl and its train.jsonl.gz are one file."
+    kept = {}
+    for file in files:
+        same = kept.setdefault((file.parent, _stem(file)), [])
+        if not same or _content(file) not in map(_content, same):
+            same.append(file)
+    return [file for file in files if file in kept[file.parent, _stem(file)]]
 
 def _check_doubles(folder:Path, files:list, split:str):
     "Raises `ValueError` where two files of a split seem to hold the same rows, or where one of several parts is missing."

@@ -410,9 +410,10 @@ def _mend_generation(model, what:str="model"):
             except ValueError as e:
                 raise ValueError(f"{what}: its generation settings could not be saved after training ({_first_line(e)}): mend model.generation_config, or generation_config.json in its folder") from e
             logger.warning("%s: generation settings without effect, which transformers would refuse to save, are left out: %s", what, ", ".join(f"{k}={v}" for k, v in idle.items()))
-    with tempfile.TemporaryDirectory() as folder:
-        try: copy.deepcopy(model.config).save_pretrained(folder)
-        except ValueError as e: raise ValueError(f"{what}: its configuration could not be saved after training: {_one_line(e)}") from e
+    try:
+        with tempfile.TemporaryDirectory() as folder: copy.deepcopy(model.config).save_pretrained(folder)
+    except OSError: return                                                                     # no room for temporary files: not this check's business
+    except ValueError as e: raise ValueError(f"{what}: its configuration could not be saved after training: {_one_line(e)}") from e
 
 def _was_unpacked(model):
     "GGUF weights are unpacked when they are loaded: nothing is quantised any more."
@@ -734,10 +735,9 @@ def _extent_of(datasets:list, most:float) -> _Extent:
     found.groups = list({(id(d), i): d[i] for _, d, i in longest.values()}.values())
     return found
 
-def _row_limit(datasets:list, max_length:int=None) -> float:
-    "Tokens that a streamed row can have: `max_length`, which does not apply to groups that came tokenised."
-    tokenised = any(isinstance(d, IterableDataset) and "completion_ids" in (d.column_names or ()) for d in datasets)
-    return math.inf if tokenised or not max_length else max_length
+def _row_limit(max_length:int=None) -> float:
+    "Tokens that a streamed row can have: `max_length`, to which groups that came tokenised are cut as well."
+    return max_length or math.inf
 
 def _out_of_reach(config, row:float) -> str:
     "Why a row of this length is too long for the window or chunk that a configuration names, or None. The last token predicts nothing."
@@ -890,7 +890,7 @@ class SLPOTrainer(Trainer):
         self._sft = args.loss_type == "sft"
         self._changes, self._data_name = [], None
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
-        self._row_limit = _row_limit([train_dataset, *evals.values()], args.max_length)
+        self._row_limit = _row_limit(args.max_length)
         with args.main_process_first(desc="tokenising"):                                       # the other processes find what it has kept
             train_dataset, evals = _tokenized(train_dataset, tokenizer, args), {k: _tokenized(d, tokenizer, args) for k, d in evals.items()}
         super().__init__(model=model, args=args, data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, _multiple(model, args.pad_to_multiple_of), args.packing, args.row_length),

@@ -114,9 +114,15 @@ def test_the_command_does_not_go_on_with_other_data_or_settings(tmp_path, monkey
     with monkeypatch.context() as m:
         m.setattr(slpo.trainer._Interrupt, "on_step_end", stop)
         assert run("one.jsonl")[0] == 128 + 15
-    for data, flags, word in (("other.jsonl", (), "training data was"), ("one.jsonl", ("--beta", "2"), "beta was 0.1 and is 2.0"), ("one.jsonl", ("--train_size", "8"), "training data was")):
+    def refused(data, word, *flags):
         status, said = run(data, "--resume", *flags)
-        assert status == 2 and word in said and "checkpoint-2" in said and not Path("out/metrics.json").exists(), said
+        assert status == 2 and word in said and not Path("out/metrics.json").exists(), said
+    refused("other.jsonl", "dataset_name=other.jsonl (was one.jsonl)")
+    refused("one.jsonl", "train_size=8", "--train_size", "8")
+    refused("one.jsonl", "beta was 0.1 and is 2.0", "--beta", "2")
+    Path("one.jsonl").write_text(rows("changed"))                            # the same name, other rows
+    refused("one.jsonl", "training data was")
+    Path("one.jsonl").write_text(rows("one"))
     assert run("one.jsonl", "--resume", "--learning_rate", "1e-5")[0] == 0
     history = json.loads(Path("out/metrics.json").read_text())["history"]
     assert [h["learning_rate"] for h in history if "learning_rate" in h] == pytest.approx([1e-3, 1e-3, 1e-5, 1e-5])
