@@ -155,6 +155,7 @@ def _key(text):
     if isinstance(text, str): return text
     return tuple(json.dumps(_without_none(m), sort_keys=True, default=str) for m in text)
 
+# %% ../nbs/06_data.ipynb #cell-400
 def _says(message:dict) -> bool:
     "Is there anything in a message but its role and its name?"
     return any(bool(v.strip() if isinstance(v, str) else v) for k, v in message.items() if k not in ("role", "name", "tool_call_id"))
@@ -237,6 +238,7 @@ def _all_repeat(prompt:str, texts:list, least:int=8) -> bool:
 
 def _columns(row:dict, sft:bool) -> tuple: return ("prompt", "completions", "ranks") if "completions" in row else ("prompt", "chosen", "rejected")[:3 - sft]
 
+# %% ../nbs/06_data.ipynb #cell-401
 def _check_ranks(completions, ranks) -> list:
     if not isinstance(completions, list) or not isinstance(ranks, list):
         text = [c for c, x in (("completions", completions), ("ranks", ranks)) if isinstance(x, str)]
@@ -357,6 +359,7 @@ def _without_copies(files:list) -> list:
             same.append(file)
     return [file for file in files if file in kept[file.parent, _stem(file)]]
 
+# %% ../nbs/06_data.ipynb #cell-402
 def _check_doubles(folder:Path, files:list, split:str):
     "Raises `ValueError` where two files of a split seem to hold the same rows, or where one of several parts is missing."
     def names(several): return " and ".join(str(f.relative_to(folder)) for f in several)
@@ -463,6 +466,7 @@ def _row_reader(name_or_path, split:str) -> tuple:
     parts = _parts(name_or_path, split, {name: sum(1 for _ in all_of(name)) for name in names})
     return lambda: (row for part in parts for row in islice(all_of(part.splitname), part.from_, part.to)), several, left_out
 
+# %% ../nbs/06_data.ipynb #cell-403
 def _parts(name_or_path, split:str, sizes:dict) -> list:
     "What a split such as 'train[10%:20%]' means for splits of these sizes, with `splitname`, `from_` and `to`."
     try: return ReadInstruction.from_spec(split).to_absolute(sizes)
@@ -594,6 +598,7 @@ def _room(folder):
         raise OSError(errno.ENOSPC, f"No space left on device: the rows are kept in a temporary file in {folder}, and {free/1e6:.1f} of {total/1e6:.1f} MB are free there. "
                                     f"Set the environment variable TMPDIR to a folder with more room") from e
 
+# %% ../nbs/06_data.ipynb #cell-404
 def load_preferences(name_or_path, # "world", a file, several of them (a list, or a pattern), a folder, or a hub id; see above
                      split:str="train", # of a folder or a hub data set, or a part: "train[:100]"; what has no splits is "train"
                      on_bad_rows:str="raise", # "raise" | "drop"
@@ -632,6 +637,7 @@ def _as_json(x):
     "Messages as JSON texts, each one alone."
     return [_as_json(y) for y in x] if isinstance(x, list) else json.dumps(x, default=str) if isinstance(x, dict) else x
 
+# %% ../nbs/06_data.ipynb #cell-405
 def _say_read(counts:Counter, left_out:list, split:str, most:int=6) -> str:
     "Logs which files were read, and which were not, in one line: a warning where a file that was not read is called much like the split."
     said = ", ".join(f"{name} ({n} rows)" for name, n in list(counts.items())[:most]) + f" and {len(counts) - most} more"*(len(counts) > most)
@@ -699,6 +705,7 @@ def _write(messages:list, # with every key they have
         raise ValueError("the rows are messages, and the tokenizer has no chat template: set tokenizer.chat_template, or write prompts and completions as text")
     return tokenizer.apply_chat_template(_tidy(messages), tools=_from_json(tools) or None, tokenize=False, **how, **(_from_json(chat_template_kwargs) or {}))
 
+# %% ../nbs/06_data.ipynb #cell-406
 def _first_difference(a:str, b:str, around:int=40) -> str:
     "Where two texts part, and how each goes on."
     at = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
@@ -1017,6 +1024,7 @@ def _in_batches(columns:dict, indices:list, make, how:dict) -> dict:
     groups = [make(row, i, **how) for i, row in zip(indices, rows)]
     return {name: [group[name] for group in groups] for name in groups[0]}
 
+# %% ../nbs/06_data.ipynb #cell-407
 def _folder_of(dataset:Dataset) -> str:
     "Where `datasets` writes what it makes of this data set."
     return str(Path(dataset.cache_files[0]["filename"]).parent) if dataset.cache_files else tempfile.gettempdir()

@@ -22,7 +22,6 @@ import sys
 import tempfile
 import threading
 import zipfile
-import zipfile
 from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -31,6 +30,7 @@ from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
+# %% ../nbs/07_trainer.ipynb #cell-490
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -98,6 +98,7 @@ def _whole(name:str, value, low:int):
     "Raise `ValueError`, naming the setting, unless it is a whole number, `low` or above."
     if isinstance(value, bool) or not isinstance(value, int) or value < low: raise ValueError(f"{name}={value!r}: expected a whole number, {low} or above")
 
+# %% ../nbs/07_trainer.ipynb #cell-400
 def _check_effect(args):
     "Raise `ValueError` for a setting of a loss that is not the one trained with: it would have no effect."
     if type(args) is not SLPOConfig: return                                  # its subclass may belong to a loss of its own
@@ -173,6 +174,7 @@ def _check_run(args):
     if args.parallelism_config is not None: raise ValueError("parallelism_config is not supported: groups would be cut across processes. Data parallel runs, FSDP and DeepSpeed need none")
     _check_optimizer(args)
 
+# %% ../nbs/07_trainer.ipynb #cell-401
 def _check_optimizer(args):
     "Raise `ValueError` where the optimizer is not installed."
     try: Trainer.get_optimizer_cls_and_kwargs(args)
@@ -290,6 +292,7 @@ def _is_path(name:str) -> bool:
     except HFValidationError: return True
     return False
 
+# %% ../nbs/07_trainer.ipynb #cell-402
 def _close_name(path:Path) -> str:
     "', did you mean …?' where a folder beside it has nearly its name."
     above = path.parent
@@ -342,6 +345,7 @@ def _weight_files(folder:Path) -> list:
         return sorted({folder/shard for shard in json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()})
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
+# %% ../nbs/07_trainer.ipynb #cell-403
 def _check_weights(what:str, folder:Path):
     "Raise where weights are missing or broken: `FileNotFoundError`, or `ValueError`."
     paths = _weight_files(folder)
@@ -422,6 +426,7 @@ def _was_unpacked(model):
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"): del model.config.quantization_config
 
+# %% ../nbs/07_trainer.ipynb #cell-404
 def load_model(name, # folder or hub id
                *,
                dtype=None, # see `torch_dtype`; None: float32, or a quantised checkpoint's own
@@ -533,6 +538,7 @@ def _check_kinds(model, ref_model):
     what = "model and ref_model are the same model" if model is ref_model else f"model and ref_model share {shared} weights that are to be trained"
     raise ValueError(f"{what}, and the reference would be trained with the policy: leave ref_model out, the reference is then the policy as it is now")
 
+# %% ../nbs/07_trainer.ipynb #cell-405
 def _check_model(model, tokenizer):
     "Raise `ValueError` for models that are not supported, and where model and tokenizer do not fit."
     config = model.config
@@ -570,6 +576,7 @@ def _disable_dropout(model):
         for name in _probabilities(owner, _RANDOM): setattr(owner, name, 0.)
     _disable_jitter(model, owners)
 
+# %% ../nbs/07_trainer.ipynb #cell-406
 def _disable_jitter(model, owners:list):
     "The same for the noise of routers, unless a model computes with that number in evaluation too (PhiMoE does)."
     found = [(owner, name, getattr(owner, name)) for owner in owners for name in _probabilities(owner, re.compile("jitter"))]
@@ -741,6 +748,7 @@ def _row_limit(max_length:int=None) -> float:
     "Tokens that a streamed row can have: `max_length`, to which groups that came tokenised are cut as well."
     return max_length or math.inf
 
+# %% ../nbs/07_trainer.ipynb #cell-492
 def _out_of_reach(config, row:float) -> str:
     "Why a row of this length is too long for the window or chunk that a configuration names, or None. The last token predicts nothing."
     kinds = getattr(config, "layer_types", None) or ("sliding_attention", "chunked_attention")
@@ -750,6 +758,7 @@ def _out_of_reach(config, row:float) -> str:
             longest = f"up to {row} tokens" if row < math.inf else "any length (they are streamed, and nothing cuts them)"
             return f"{what} {n} tokens ({name}), and rows have {longest}"
 
+# %% ../nbs/07_trainer.ipynb #cell-493
 @contextmanager
 def _placed(model, device):
     "A model on another device for a while: FSDP and DeepSpeed place it later, a reference has not been placed yet."
@@ -849,6 +858,58 @@ def _check_rows(name:str, dataset):
     remedy = _REMEDY.get(kind, "datasets.Dataset.from_list(list(rows)) makes one of dicts")
     raise ValueError(f"argument '{name}': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}")
 
+# %% ../nbs/07_trainer.ipynb #cell-491
+def _check_inputs(args, model, ref_model, processing_class, train_dataset, evals:dict):
+    "Looks at all that was given before anything is loaded. Raises `TypeError`, `ValueError` or `FileNotFoundError`."
+    _check_args(args)
+    _check_rows("train_dataset", train_dataset)
+    for name, data in evals.items():
+        _check_rows("eval_dataset" if name is None else f"eval_dataset[{name!r}]", data)
+    _check_kinds(model, ref_model)
+    _check_names(args, model, ref_model, processing_class)
+
+def _prepared(model, tokenizer, args, peft_config):
+    "The model as it is trained: with its new adapter, without dropout. Raises `ValueError` where it does not fit."
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token                        # masked everywhere, so any token will do
+    _check_model(model, tokenizer)
+    _check_causal(model)
+    _mend_generation(model)
+    if peft_config is not None:
+        from peft import get_peft_model
+        model = get_peft_model(model, peft_config)
+    _stay_trainable(model)
+    if args.disable_dropout:
+        _disable_dropout(model)
+    _check_length_stays(model)
+    return model
+
+# %% ../nbs/07_trainer.ipynb #cell-407
+def _check_causal(model):
+    """Raises `ValueError` for a model in which an earlier token's logits depend on a later token, and for one
+    without logits of its vocabulary."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "get_output_embeddings"):
+        return
+    kind, vocabulary = type(model).__name__, model.config.get_text_config().vocab_size
+    tokens = torch.arange(1, 7, device=model.device)[None] % vocabulary
+    other = tokens.clone()
+    other[0, -1] = 0
+    try:
+        with _no_grad_pass(model): one, two = (model(input_ids=x).logits for x in (tokens, other))
+    except AttributeError as e:
+        raise ValueError(f"a {kind} is not a causal language model ({_first_line(e)}): load it with AutoModelForCausalLM") from e
+    except Exception:                                                    # it wants more than tokens; what it is will be seen
+        return
+    if one.shape[:2] != (1, 6):
+        raise ValueError(f"a {kind} is not a causal language model, its logits have the shape {tuple(one.shape)} for 6 tokens: "
+                         "load it with AutoModelForCausalLM")
+    noise = 16*torch.finfo(one.dtype).eps*one.abs().max().clamp(min=1)
+    if one.isfinite().all() and (one - two)[:, :-1].abs().max() > noise:
+        raise ValueError(f"a {kind} is not a causal language model, its earlier tokens see the later ones: "
+                         "log-probabilities of completions have no meaning")
+
 # %% ../nbs/07_trainer.ipynb #cell-018
 class SLPOTrainer(Trainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises `BadRows` for rows that cannot be
@@ -870,25 +931,13 @@ class SLPOTrainer(Trainer):
                  callbacks=None, optimizers=(None, None), # as in transformers.Trainer
                  peft_config=None): # a PEFT configuration: train new adapters
         args = SLPOConfig() if args is None else args
-        _check_args(args)
         many = isinstance(eval_dataset, dict)
         evals = eval_dataset if many else {None: eval_dataset}
-        for name, data in (("train_dataset", train_dataset), *(("eval_dataset" if k is None else f"eval_dataset[{k!r}]", d) for k, d in evals.items())): _check_rows(name, data)
-        _check_kinds(model, ref_model)
-        _check_names(args, model, ref_model, processing_class)
+        _check_inputs(args, model, ref_model, processing_class, train_dataset, evals)
         model = _load_model(model, args)
         tokenizer = _load_words(model, args, processing_class)
-        if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
-        if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token           # masked everywhere, so any token will do
-        _check_model(model, tokenizer)
-        _mend_generation(model)
-        if peft_config is not None:
-            from peft import get_peft_model
-            model = get_peft_model(model, peft_config)
-        _stay_trainable(model)
-        if args.disable_dropout: _disable_dropout(model)
+        model = _prepared(model, tokenizer, args, peft_config)
         if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
-        _check_length_stays(model)
         self._sft = args.loss_type == "sft"
         self._changes, self._data_name = [], None
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
@@ -949,6 +998,7 @@ def _why_not_these(self:SLPOTrainer, models:list, extent:_Extent, whole:bool=Tru
     self._vouched = extent.joined(self._vouched)
     return []
 
+# %% ../nbs/07_trainer.ipynb #cell-408
 @patch
 def _check_layout(self:SLPOTrainer, *datasets):
     """For tokenised data that come later: padded rows from now on, where groups are longer than those tried so far and packed
@@ -1423,6 +1473,7 @@ def _eval_dataloader(self:SLPOTrainer, original, dataset):
     try: return original(self, given)
     finally: args.dataloader_drop_last, args.dataloader_persistent_workers = before
 
+# %% ../nbs/07_trainer.ipynb #cell-409
 @patch
 def get_eval_dataloader(self:SLPOTrainer, eval_dataset=None):
     "As in transformers, with every row once."
@@ -1611,6 +1662,7 @@ def _gather_counted(self:SLPOTrainer, values, **how):
     values = self.accelerator.gather_for_metrics(values, **how)
     return values[self._counted] if len(values) == len(self._counted) else values
 
+# %% ../nbs/07_trainer.ipynb #cell-410
 @patch
 def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
     "As in transformers, with every metric a mean over groups."
@@ -1750,6 +1802,7 @@ def _load_optimizer_and_scheduler(self:SLPOTrainer, checkpoint):
     elif self._changes and self._changes[-1]["step"] == self.state.global_step:
         _rescale(self.optimizer, schedule, *self._changes[-1].get("learning_rate", (1, 1)))
 
+# %% ../nbs/07_trainer.ipynb #cell-411
 def _take_rates(optimizer, schedule, base:list):
     "Set the rates to those of a schedule at its present step; `base`: peak rates, of each group."
     schedule.base_lrs = base
@@ -1845,6 +1898,7 @@ def _checkpoint_to_resume(wanted, output_dir:str) -> str: # its path, or None
     _check_checkpoint(path)
     return path
 
+# %% ../nbs/07_trainer.ipynb #cell-412
 def _step_of(path) -> int:
     "The step in the name of a checkpoint; -1 for another name."
     step = Path(path).name.removeprefix("checkpoint-")
@@ -1888,6 +1942,7 @@ def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
     if self._signal: raise Interrupted(self._signal, f"stopped after step {self.state.global_step} of {self.state.max_steps}. {self._what_is_whole()}")
     return out._replace(training_loss=self._mean_loss())
 
+# %% ../nbs/07_trainer.ipynb #cell-413
 @patch
 def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1], 1)
 
@@ -1924,6 +1979,7 @@ def _facts(self:SLPOTrainer, base:str) -> dict:
     facts |= {k: f"{v:.4g}" for k, v in last.items() if k.startswith("eval_") and "/" in k}
     return facts | {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
 
+# %% ../nbs/07_trainer.ipynb #cell-414
 @patch
 def create_model_card(self:SLPOTrainer, folder=None, model_name=None, # where to write it, default: output_dir; its title
                       tags=None, language=None, license=None, dataset=None, dataset_name=None, # for the hub, as `push_to_hub` takes them
