@@ -1514,7 +1514,7 @@ _TESTED = "transformers 5.23.0 and 5.24.0"
 _HOOKS = """train evaluate predict log evaluation_loop prediction_step compute_loss save_model create_model_card get_eval_dataloader get_test_dataloader
     _get_train_sampler _get_grad_norm _get_num_items_in_batch _load_from_checkpoint _load_optimizer_and_scheduler _save_rng_state _save_checkpoint _load_best_model
     _prepare_inputs _get_output_dir get_optimizer_cls_and_kwargs"""                            # methods that transformers calls, or that we call
-_ATTRIBUTES = "model_accepts_loss_kwargs gather_function is_fsdp_enabled is_deepspeed_enabled"     # of a Trainer, set by it
+_ATTRIBUTES = "model_accepts_loss_kwargs gather_function is_fsdp_enabled is_deepspeed_enabled _created_lr_scheduler"     # of a Trainer, set by it
 
 def _missing_names() -> list:
     "What slpo overrides or reads in transformers and accelerate, and they do not have."
