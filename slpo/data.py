@@ -625,8 +625,24 @@ def _features(layout:tuple, chat:bool, lists:bool, keys:bool, more:list) -> Feat
     types = {"ranks": [Value("int64")], "completions": [text], "rejected": [text] if lists else text}
     return Features({c: types.get(c, text) for c in layout} | {c: Json() for c in more})
 
+# %% ../nbs/06_data.ipynb #cell-421
+class _Doubles:
+    "Finds files that hold the same rows; `digests` is a dict."
+    def _digest(self, name:str, row:dict):
+        digest = self.digests.setdefault(name, hashlib.sha256())
+        digest.update(json.dumps(_without_none(row), sort_keys=True, default=str).encode())
+
+    def check_doubles(self):
+        "Raises `ValueError` where two files hold the same rows, which would count twice."
+        names = {}
+        for name, digest in self.digests.items():
+            other = names.setdefault(digest.digest(), name)
+            if other != name:
+                raise ValueError(f"{other} and {name} hold the same rows, which would count twice: give one of them "
+                                 "(datasets.concatenate_datasets doubles rows that are to be doubled)")
+
 # %% ../nbs/06_data.ipynb #cell-406
-class _Seen:
+class _Seen(_Doubles):
     "What a first pass over the rows finds out about all of them."
     def __init__(self, sft:bool, several:bool):
         self.sft, self.several, self.digests = sft, several, {}
@@ -652,19 +668,6 @@ class _Seen:
             if chat: self.more |= dict.fromkeys(_more(row))
         where = source.place(number) if self.several else ""
         self.findings += [Finding(i, *f, where) for f in found]
-
-    def _digest(self, name:str, row:dict):
-        digest = self.digests.setdefault(name, hashlib.sha256())
-        digest.update(json.dumps(_without_none(row), sort_keys=True, default=str).encode())
-
-    def check_doubles(self):
-        "Raises `ValueError` where two files hold the same rows, which would count twice."
-        names = {}
-        for name, digest in self.digests.items():
-            other = names.setdefault(digest.digest(), name)
-            if other != name:
-                raise ValueError(f"{other} and {name} hold the same rows, which would count twice: give one of them "
-                                 "(datasets.concatenate_datasets doubles rows that are to be doubled)")
 
     def check_columns(self, name):
         "Raises `BadRows` where a column is missing in every row."
