@@ -35,7 +35,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .data import ROW, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
+from .data import ROW, WHERE, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
 from .dpo import preference_accuracy
 from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
 from .loss import FORMS, PRESETS
@@ -360,10 +360,14 @@ def _sft_rows(rows:Dataset, targets:str) -> Dataset:
 
 def _count(n:int, word:str="row") -> str: return f"{n:,} {word}{'' if n == 1 else 's'}"
 
+def _numbered(rows:Dataset) -> Dataset:
+    "Rows with the numbers that messages name: those that loading gave them, or else their places."
+    return rows if ROW in rows.column_names else rows.add_column(ROW, range(len(rows)))
+
 def _load_split(run:RunArguments, args:SLPOConfig, split:str) -> Dataset:
     "The rows of a split in the order of the seed, with their numbers, which messages name."
     rows = load_preferences(run.dataset_name, split, args.on_bad_rows, sft=args.loss_type == "sft")
-    rows = rows.add_column(ROW, range(len(rows))).shuffle(seed=args.seed)
+    rows = _numbered(rows).shuffle(seed=args.seed)
     return _sft_rows(rows, run.sft_targets) if args.loss_type == "sft" else rows
 
 def _load_data(run:RunArguments, args:SLPOConfig) -> tuple:
@@ -593,7 +597,7 @@ def _write_run(out:Path, metrics:dict, test:Dataset):
     "metrics.json and the rows that were evaluated on."
     (out/"metrics.json").write_text(json.dumps(metrics, indent=1, default=str) + "\n", encoding="utf-8")
     if test is None: return
-    lines = [json.dumps({k: v for k, v in row.items() if k != ROW}) + "\n" for row in test]
+    lines = [json.dumps({k: v for k, v in row.items() if k not in (ROW, WHERE)}) + "\n" for row in test]
     (out/"held_out.jsonl").write_text("".join(lines), encoding="utf-8")
 
 def _sft_stage(run, args, model, tokenizer, data, test) -> tuple:
@@ -776,7 +780,7 @@ def _read_answers(path:str) -> list:
 def _eval_rows(a:EvalArguments) -> Dataset:
     split = a.dataset_split or ("train" if Path(a.dataset_name).is_file() else "test")
     rows = load_preferences(a.dataset_name, split, a.on_bad_rows)
-    return rows.add_column(ROW, range(len(rows))).shuffle(seed=a.seed).select(range(min(a.eval_size, len(rows))))
+    return _numbered(rows).shuffle(seed=a.seed).select(range(min(a.eval_size, len(rows))))
 
 def _chosen_text(row:dict) -> str:
     best = _to_group(row)[1][0]

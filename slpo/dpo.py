@@ -54,7 +54,7 @@ def dpo_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 chosen unles
     """DPO as cross-entropies: each completion against those ranked below it, averaged within a rank, summed over ranks.
     `label_smoothing` puts 1-ε on the better completion and ε in equal shares on those below it.
     Raises `ValueError` for shapes that disagree and for values that are no log-probabilities (with their index).
-    Source: Rafailov et al. 2023, Eq. 7, and Eq. 20 for rankings of K > 2; with ε, Mitchell 2023 (conservative DPO); ties are ours."""
+    Source: Rafailov et al. 2023, Eq. 7, and Appendix A.3 (Plackett–Luce) for rankings of K > 2; with ε, Mitchell 2023 (conservative DPO); ties are ours."""
     _check_logps("logps", logps); _check_logps("ref_logps", ref_logps, logps)
     if not 0 <= label_smoothing <= 0.5: raise ValueError(f"argument 'label_smoothing': {label_smoothing} is outside [0, 0.5]")
     _check_beta(beta)

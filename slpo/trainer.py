@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import threading
+import zipfile
 from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -29,6 +30,7 @@ from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
+# %% ../nbs/07_trainer.ipynb #cell-490
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -96,6 +98,7 @@ def _whole(name:str, value, low:int):
     "Raise `ValueError`, naming the setting, unless it is a whole number, `low` or above."
     if isinstance(value, bool) or not isinstance(value, int) or value < low: raise ValueError(f"{name}={value!r}: expected a whole number, {low} or above")
 
+# %% ../nbs/07_trainer.ipynb #cell-400
 def _check_effect(args):
     "Raise `ValueError` for a setting of a loss that is not the one trained with: it would have no effect."
     if type(args) is not SLPOConfig: return                                  # its subclass may belong to a loss of its own
@@ -171,6 +174,7 @@ def _check_run(args):
     if args.parallelism_config is not None: raise ValueError("parallelism_config is not supported: groups would be cut across processes. Data parallel runs, FSDP and DeepSpeed need none")
     _check_optimizer(args)
 
+# %% ../nbs/07_trainer.ipynb #cell-401
 def _check_optimizer(args):
     "Raise `ValueError` where the optimizer is not installed."
     try: Trainer.get_optimizer_cls_and_kwargs(args)
@@ -288,6 +292,7 @@ def _is_path(name:str) -> bool:
     except HFValidationError: return True
     return False
 
+# %% ../nbs/07_trainer.ipynb #cell-402
 def _close_name(path:Path) -> str:
     "', did you mean …?' where a folder beside it has nearly its name."
     above = path.parent
@@ -340,6 +345,7 @@ def _weight_files(folder:Path) -> list:
         return sorted({folder/shard for shard in json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()})
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
+# %% ../nbs/07_trainer.ipynb #cell-403
 def _check_weights(what:str, folder:Path):
     "Raise where weights are missing or broken: `FileNotFoundError`, or `ValueError`."
     paths = _weight_files(folder)
@@ -420,6 +426,7 @@ def _was_unpacked(model):
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"): del model.config.quantization_config
 
+# %% ../nbs/07_trainer.ipynb #cell-404
 def load_model(name, # folder or hub id
                *,
                dtype=None, # see `torch_dtype`; None: float32, or a quantised checkpoint's own
@@ -531,6 +538,7 @@ def _check_kinds(model, ref_model):
     what = "model and ref_model are the same model" if model is ref_model else f"model and ref_model share {shared} weights that are to be trained"
     raise ValueError(f"{what}, and the reference would be trained with the policy: leave ref_model out, the reference is then the policy as it is now")
 
+# %% ../nbs/07_trainer.ipynb #cell-405
 def _check_model(model, tokenizer):
     "Raise `ValueError` for models that are not supported, and where model and tokenizer do not fit."
     config = model.config
@@ -568,6 +576,7 @@ def _disable_dropout(model):
         for name in _probabilities(owner, _RANDOM): setattr(owner, name, 0.)
     _disable_jitter(model, owners)
 
+# %% ../nbs/07_trainer.ipynb #cell-406
 def _disable_jitter(model, owners:list):
     "The same for the noise of routers, unless a model computes with that number in evaluation too (PhiMoE does)."
     found = [(owner, name, getattr(owner, name)) for owner in owners for name in _probabilities(owner, re.compile("jitter"))]
@@ -739,6 +748,7 @@ def _row_limit(max_length:int=None) -> float:
     "Tokens that a streamed row can have: `max_length`, to which groups that came tokenised are cut as well."
     return max_length or math.inf
 
+# %% ../nbs/07_trainer.ipynb #cell-492
 def _out_of_reach(config, row:float) -> str:
     "Why a row of this length is too long for the window or chunk that a configuration names, or None. The last token predicts nothing."
     kinds = getattr(config, "layer_types", None) or ("sliding_attention", "chunked_attention")
@@ -748,6 +758,7 @@ def _out_of_reach(config, row:float) -> str:
             longest = f"up to {row} tokens" if row < math.inf else "any length (they are streamed, and nothing cuts them)"
             return f"{what} {n} tokens ({name}), and rows have {longest}"
 
+# %% ../nbs/07_trainer.ipynb #cell-493
 @contextmanager
 def _placed(model, device):
     "A model on another device for a while: FSDP and DeepSpeed place it later, a reference has not been placed yet."
@@ -847,6 +858,58 @@ def _check_rows(name:str, dataset):
     remedy = _REMEDY.get(kind, "datasets.Dataset.from_list(list(rows)) makes one of dicts")
     raise ValueError(f"argument '{name}': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}")
 
+# %% ../nbs/07_trainer.ipynb #cell-491
+def _check_inputs(args, model, ref_model, processing_class, train_dataset, evals:dict):
+    "Looks at all that was given before anything is loaded. Raises `TypeError`, `ValueError` or `FileNotFoundError`."
+    _check_args(args)
+    _check_rows("train_dataset", train_dataset)
+    for name, data in evals.items():
+        _check_rows("eval_dataset" if name is None else f"eval_dataset[{name!r}]", data)
+    _check_kinds(model, ref_model)
+    _check_names(args, model, ref_model, processing_class)
+
+def _prepared(model, tokenizer, args, peft_config):
+    "The model as it is trained: with its new adapter, without dropout. Raises `ValueError` where it does not fit."
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token                        # masked everywhere, so any token will do
+    _check_model(model, tokenizer)
+    _check_causal(model)
+    _mend_generation(model)
+    if peft_config is not None:
+        from peft import get_peft_model
+        model = get_peft_model(model, peft_config)
+    _stay_trainable(model)
+    if args.disable_dropout:
+        _disable_dropout(model)
+    _check_length_stays(model)
+    return model
+
+# %% ../nbs/07_trainer.ipynb #cell-407
+def _check_causal(model):
+    """Raises `ValueError` for a model in which an earlier token's logits depend on a later token, and for one
+    without logits of its vocabulary."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "get_output_embeddings"):
+        return
+    kind, vocabulary = type(model).__name__, model.config.get_text_config().vocab_size
+    tokens = torch.arange(1, 7, device=model.device)[None] % vocabulary
+    other = tokens.clone()
+    other[0, -1] = 0
+    try:
+        with _no_grad_pass(model): one, two = (model(input_ids=x).logits for x in (tokens, other))
+    except AttributeError as e:
+        raise ValueError(f"a {kind} is not a causal language model ({_first_line(e)}): load it with AutoModelForCausalLM") from e
+    except Exception:                                                    # it wants more than tokens; what it is will be seen
+        return
+    if one.shape[:2] != (1, 6):
+        raise ValueError(f"a {kind} is not a causal language model, its logits have the shape {tuple(one.shape)} for 6 tokens: "
+                         "load it with AutoModelForCausalLM")
+    noise = 16*torch.finfo(one.dtype).eps*one.abs().max().clamp(min=1)
+    if one.isfinite().all() and (one - two)[:, :-1].abs().max() > noise:
+        raise ValueError(f"a {kind} is not a causal language model, its earlier tokens see the later ones: "
+                         "log-probabilities of completions have no meaning")
+
 # %% ../nbs/07_trainer.ipynb #cell-018
 class SLPOTrainer(Trainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises `BadRows` for rows that cannot be
@@ -868,25 +931,13 @@ class SLPOTrainer(Trainer):
                  callbacks=None, optimizers=(None, None), # as in transformers.Trainer
                  peft_config=None): # a PEFT configuration: train new adapters
         args = SLPOConfig() if args is None else args
-        _check_args(args)
         many = isinstance(eval_dataset, dict)
         evals = eval_dataset if many else {None: eval_dataset}
-        for name, data in (("train_dataset", train_dataset), *(("eval_dataset" if k is None else f"eval_dataset[{k!r}]", d) for k, d in evals.items())): _check_rows(name, data)
-        _check_kinds(model, ref_model)
-        _check_names(args, model, ref_model, processing_class)
+        _check_inputs(args, model, ref_model, processing_class, train_dataset, evals)
         model = _load_model(model, args)
         tokenizer = _load_words(model, args, processing_class)
-        if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
-        if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token           # masked everywhere, so any token will do
-        _check_model(model, tokenizer)
-        _mend_generation(model)
-        if peft_config is not None:
-            from peft import get_peft_model
-            model = get_peft_model(model, peft_config)
-        _stay_trainable(model)
-        if args.disable_dropout: _disable_dropout(model)
+        model = _prepared(model, tokenizer, args, peft_config)
         if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
-        _check_length_stays(model)
         self._sft = args.loss_type == "sft"
         self._changes, self._data_name = [], None
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
@@ -947,6 +998,7 @@ def _why_not_these(self:SLPOTrainer, models:list, extent:_Extent, whole:bool=Tru
     self._vouched = extent.joined(self._vouched)
     return []
 
+# %% ../nbs/07_trainer.ipynb #cell-408
 @patch
 def _check_layout(self:SLPOTrainer, *datasets):
     """For tokenised data that come later: padded rows from now on, where groups are longer than those tried so far and packed
@@ -1421,6 +1473,7 @@ def _eval_dataloader(self:SLPOTrainer, original, dataset):
     try: return original(self, given)
     finally: args.dataloader_drop_last, args.dataloader_persistent_workers = before
 
+# %% ../nbs/07_trainer.ipynb #cell-409
 @patch
 def get_eval_dataloader(self:SLPOTrainer, eval_dataset=None):
     "As in transformers, with every row once."
@@ -1461,7 +1514,7 @@ _TESTED = "transformers 5.23.0 and 5.24.0"
 _HOOKS = """train evaluate predict log evaluation_loop prediction_step compute_loss save_model create_model_card get_eval_dataloader get_test_dataloader
     _get_train_sampler _get_grad_norm _get_num_items_in_batch _load_from_checkpoint _load_optimizer_and_scheduler _save_rng_state _save_checkpoint _load_best_model
     _prepare_inputs _get_output_dir get_optimizer_cls_and_kwargs"""                            # methods that transformers calls, or that we call
-_ATTRIBUTES = "model_accepts_loss_kwargs gather_function is_fsdp_enabled is_deepspeed_enabled"     # of a Trainer, set by it
+_ATTRIBUTES = "model_accepts_loss_kwargs gather_function is_fsdp_enabled is_deepspeed_enabled _created_lr_scheduler"     # of a Trainer, set by it
 
 def _missing_names() -> list:
     "What slpo overrides or reads in transformers and accelerate, and they do not have."
@@ -1609,6 +1662,7 @@ def _gather_counted(self:SLPOTrainer, values, **how):
     values = self.accelerator.gather_for_metrics(values, **how)
     return values[self._counted] if len(values) == len(self._counted) else values
 
+# %% ../nbs/07_trainer.ipynb #cell-410
 @patch
 def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
     "As in transformers, with every metric a mean over groups."
@@ -1680,7 +1734,10 @@ def _reference_mean(dataset) -> float: # nats, None where it is not known before
     return float(np.mean([logps[0] for logps in dataset[:1000]["ref_logps"]]))
 
 _STAYS = "loss_type seed data_seed optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon dataloader_drop_last train_sampling_strategy disable_dropout"
-_MAY_CHANGE = "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_grad_norm bf16 fp16 neftune_noise_alpha"
+_LENGTH = ("max_steps", "num_train_epochs")
+_SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", *_LENGTH)
+_MEASURED = ("reduce_lr_on_plateau", "greedy")                       # schedules that steps do not tell
+_MAY_CHANGE = (*_SCHEDULE, "max_grad_norm", "bf16", "fp16", "neftune_noise_alpha")
 
 @patch
 def _record(self:SLPOTrainer) -> dict:
@@ -1691,9 +1748,7 @@ def _record(self:SLPOTrainer) -> dict:
     stays["groups in a step"] = a.train_batch_size*a.gradient_accumulation_steps*a.world_size
     if self._data_name is None: self._data_name = _data_fingerprint(self.train_dataset)
     stays["training data"] = self._data_name
-    may_change = {name: getattr(a, name) for name in _MAY_CHANGE.split()}
-    if not str(getattr(a.lr_scheduler_type, "value", a.lr_scheduler_type)).startswith("constant"):                    # the others depend on where the end is
-        may_change |= {"max_steps": a.max_steps, "num_train_epochs": a.num_train_epochs}
+    may_change = {name: getattr(a, name) for name in _MAY_CHANGE}
     record = {"stays": stays, "may change": may_change, "reference": _reference_mean(self.train_dataset), "changes": self._changes}
     return json.loads(json.dumps(record, default=lambda x: str(getattr(x, "value", x))))
 
@@ -1720,8 +1775,11 @@ def _check_resume(self:SLPOTrainer, path, # a checkpoint
     a, b = then["reference"], now["reference"]
     if not (other or a is None or b is None) and abs(a - b) > .01*max(abs(a), 1): other["mean reference log-probability (another model to start from?)"] = (a, b)
     changed = {k: [v, now["may change"][k]] for k, v in then["may change"].items() if k in now["may change"] and now["may change"][k] != v}
-    if finished: other |= {k: v for k, v in changed.items() if k not in ("max_steps", "num_train_epochs")}
-    if self.is_deepspeed_enabled and "learning_rate" in changed: other["learning_rate"] = changed["learning_rate"]
+    if self.args.max_steps > 0 and "max_steps" not in changed: changed.pop("num_train_epochs", None)     # the other one rules
+    if finished: other |= {k: v for k, v in changed.items() if k not in _LENGTH}
+    kinds = changed.get("lr_scheduler_type", ())
+    if any(kind in _MEASURED for kind in kinds): other["lr_scheduler_type"] = kinds
+    if self.is_deepspeed_enabled: other |= {k: v for k, v in changed.items() if k in _SCHEDULE}      # it keeps the schedule itself
     if other:
         what = ", ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in other.items())
         why = "it is finished, so that these would have no effect" if finished else "half of the run would be another one's"
@@ -1733,17 +1791,40 @@ def _check_resume(self:SLPOTrainer, path, # a checkpoint
 
 @patch
 def _load_optimizer_and_scheduler(self:SLPOTrainer, checkpoint):
-    "As in transformers, which goes on at the rate of before; a learning rate that was given anew holds from here on."
+    """As in transformers, which would take the next step at the rate of before: the schedule of
+    now holds from here on."""
+    schedule, rates = self.lr_scheduler, list(getattr(self.lr_scheduler, "base_lrs", ()))
     Trainer._load_optimizer_and_scheduler(self, checkpoint)
-    if checkpoint is None or not self._changes or self._changes[-1]["step"] != self.state.global_step: return
-    old, new = self._changes[-1].get("learning_rate", (1, 1))
-    if old == new: return
-    if not old: raise ValueError(f"{checkpoint} was made with learning_rate={old}: no schedule can be taken over from it")
-    for group in self.optimizer.param_groups:
+    if checkpoint is None or self.is_deepspeed_enabled or not self._created_lr_scheduler:
+        return
+    if hasattr(schedule, "lr_lambdas"):
+        _take_rates(self.optimizer, schedule, rates)
+    elif self._changes and self._changes[-1]["step"] == self.state.global_step:
+        _rescale(self.optimizer, schedule, *self._changes[-1].get("learning_rate", (1, 1)))
+
+# %% ../nbs/07_trainer.ipynb #cell-411
+def _take_rates(optimizer, schedule, base:list):
+    "Set the rates to those of a schedule at its present step; `base`: peak rates, of each group."
+    schedule.base_lrs = base
+    now = [peak*share(schedule.last_epoch) for peak, share in zip(base, schedule.lr_lambdas)]
+    for group, peak, rate in zip(optimizer.param_groups, base, now):
+        group["initial_lr"], group["lr"] = peak, rate
+    schedule._last_lr = now
+
+def _rescale(optimizer, schedule, old:float, new:float):
+    "Carry on with a schedule that depends on what was measured, from another peak rate."
+    if old == new:
+        return
+    if not old:
+        raise ValueError(f"the checkpoint was made with learning_rate={old}: no schedule can be "
+                         "taken over from it")
+    for group in optimizer.param_groups:
         for name in ("lr", "initial_lr"):
-            if name in group: group[name] = group[name]*new/old
+            if name in group:
+                group[name] = group[name]*new/old
     for name in ("base_lrs", "_last_lr"):
-        if hasattr(self.lr_scheduler, name): setattr(self.lr_scheduler, name, [rate*new/old for rate in getattr(self.lr_scheduler, name)])
+        if hasattr(schedule, name):
+            setattr(schedule, name, [rate*new/old for rate in getattr(schedule, name)])
 
 # %% ../nbs/07_trainer.ipynb #cell-033
 class Interrupted(KeyboardInterrupt):
@@ -1774,18 +1855,83 @@ def _signals(trainer):
         for s, handler in before.items(): signal.signal(s, handler)
 
 # %% ../nbs/07_trainer.ipynb #cell-034
+def _check_checkpoint(path):
+    "Raise where a checkpoint is not whole: `FileNotFoundError`, or `ValueError` that names the file."
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"resume_from_checkpoint={str(path)!r}: no such folder")
+    if not (folder/"trainer_state.json").is_file():
+        raise FileNotFoundError(f"{path}: no trainer_state.json in it, so it was not written to the "
+                                "end, or is no checkpoint: choose another one")
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        why = _why_broken(file)
+        if why:
+            size, name = file.stat().st_size, file.relative_to(folder)
+            raise ValueError(f"{path}: {name} is broken ({why}; {size:,} bytes). Delete this "
+                             "checkpoint's folder: resume_from_checkpoint=True (--resume) then goes "
+                             "on from the one before it, or from the beginning if it is the only one")
+
+def _why_broken(file:Path) -> str:
+    "What is wrong with a file of a checkpoint as far as its frame tells, or None."
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt"): pass
+        elif file.suffix == ".json": json.loads(file.read_text(encoding="utf-8"))
+        elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):     # as torch.save writes them
+            return "it was cut short, or is no file of torch's"
+    except (SafetensorError, ValueError) as e: return _first_line(e)
+
+def _checkpoint_to_resume(wanted, output_dir:str) -> str: # its path, or None
+    "The checkpoint that `resume_from_checkpoint` asks for, whole; says what is passed over."
+    if not wanted: return None
+    if wanted is not True:
+        _check_checkpoint(wanted)
+        return str(wanted)
+    path = last_checkpoint(output_dir)
+    step = _step_of(path) if path else -1
+    newer = [p.name for p in Path(output_dir).glob("checkpoint-*") if _step_of(p) > step]
+    passed = f" ({', '.join(sorted(newer, key=_step_of))} was not written to the end)" if newer else ""
+    if not path:
+        logger.warning("no complete checkpoint in %s%s: training starts from the beginning", output_dir, passed)
+        return None
+    if passed: logger.warning("training goes on from %s%s", path, passed)
+    _check_checkpoint(path)
+    return path
+
+# %% ../nbs/07_trainer.ipynb #cell-412
+def _step_of(path) -> int:
+    "The step in the name of a checkpoint; -1 for another name."
+    step = Path(path).name.removeprefix("checkpoint-")
+    return int(step) if step.isdigit() else -1
+
+def _past_the_end(path:str, step:int, total:int, args) -> str:
+    length = f"max_steps={args.max_steps}" if args.max_steps > 0 else f"num_train_epochs={args.num_train_epochs:g}"
+    return (f"{path} is at step {step}, already past step {total}, where {length} ends: there is nothing left to train. "
+            f"Ask for more steps, load an earlier checkpoint, or use this one as it is")
+
+@patch
+def _total_steps(self:SLPOTrainer) -> int:
+    "Optimizer steps of the whole run, as transformers counts them."
+    a = self.args
+    if a.max_steps > 0: return a.max_steps
+    batches = len(self.get_train_dataloader())
+    return math.ceil(a.num_train_epochs*max(math.ceil(batches/a.gradient_accumulation_steps), 1))
+
 @patch
 def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
     """As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was written to the end, or starts anew.
-    Raises `Interrupted` after a signal, `FloatingPointError` for a loss or gradient that is not finite."""
-    path = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint or None
+    Raises `Interrupted` after a signal, `FloatingPointError` for a loss or gradient that is not finite, `FileNotFoundError` or
+    `ValueError` for a checkpoint that is not there, is broken, was made by another run, or is past the end of this one."""
+    path = _checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
     self._step_rows, self._seen, self._changes = [], [0., 0.], []
     self._sums["train"].clear()
     if path:
         self._load_sums(path)
         state = TrainerState.load_from_json(str(Path(path)/"trainer_state.json"))
-        finished = state.global_step >= self.args.max_steps if self.args.max_steps > 0 else state.epoch >= self.args.num_train_epochs
+        total = self._total_steps()
+        finished = state.global_step >= total
         self._check_resume(path, state.global_step, finished)
+        if state.global_step > total: raise ValueError(_past_the_end(path, state.global_step, total, self.args))
         if finished:
             self._load_from_checkpoint(path)
             self.state = state
@@ -1796,12 +1942,22 @@ def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
     if self._signal: raise Interrupted(self._signal, f"stopped after step {self.state.global_step} of {self.state.max_steps}. {self._what_is_whole()}")
     return out._replace(training_loss=self._mean_loss())
 
+# %% ../nbs/07_trainer.ipynb #cell-413
 @patch
 def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1], 1)
 
 # %% ../nbs/07_trainer.ipynb #cell-036
-_METHODS = {"slpo": "SLPO (Ho 2025)", "slpo_sample": "SLPO, sample-mass form", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
+_METHODS = {"slpo_sample": "SLPO-sample, derived from Ho 2025", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
 _ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length max_completion_length truncation_mode seed bf16 fp16"
+
+def _method(args) -> str:
+    "The loss in words. Only the preprint's own targets are called by its name."
+    if args.loss_type != "slpo": return _METHODS[args.loss_type]
+    if args.preset: return f"SLPO, as in version {args.preset!r} of the author's code (Ho 2025)"
+    kind = args.form, args.target, bool(args.scale_t2)
+    if kind == ("halves", "mass", False): return "SLPO (Ho 2025)"
+    if kind == ("halves", "ratio", True): return "SLPO-ratio, after Ho 2025"
+    return f"SLPO with form={args.form}, target={args.target}, scale_t2={bool(args.scale_t2)}, after Ho 2025"
 
 def _as_list(value) -> list: return [] if value is None else [value] if isinstance(value, str) else list(value)
 
@@ -1811,8 +1967,9 @@ def _facts(self:SLPOTrainer, base:str) -> dict:
     a, own = self.args, self._own_loss()
     data = self.train_dataset
     groups = "none" if data is None else len(data) if hasattr(data, "__len__") else "streamed"
-    facts = {"method": f"a loss of its own, {own}" if own else _METHODS[a.loss_type], "trained from": base, "groups in the training data": groups, "optimizer steps": self.state.global_step}
+    facts = {"method": f"a loss of its own, {own}" if own else _method(a), "trained from": base, "groups in the training data": groups, "optimizer steps": self.state.global_step}
     names = f"{'' if own else _KNOBS[a.loss_type]} {_ALWAYS}".split()
+    if a.preset and a.loss_type == "slpo" and not own: names.insert(0, "preset")
     names.remove("num_train_epochs" if a.max_steps > 0 else "max_steps")                       # the other one rules
     for name in names:
         facts[name] = str(getattr(getattr(a, name), "value", getattr(a, name)))
@@ -1822,6 +1979,7 @@ def _facts(self:SLPOTrainer, base:str) -> dict:
     facts |= {k: f"{v:.4g}" for k, v in last.items() if k.startswith("eval_") and "/" in k}
     return facts | {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
 
+# %% ../nbs/07_trainer.ipynb #cell-414
 @patch
 def create_model_card(self:SLPOTrainer, folder=None, model_name=None, # where to write it, default: output_dir; its title
                       tags=None, language=None, license=None, dataset=None, dataset_name=None, # for the hub, as `push_to_hub` takes them

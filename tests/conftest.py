@@ -1,7 +1,10 @@
 """What several test files share: a browser (Debian's chromium, driven by Playwright, which downloads none of its own), a small model, a fake judge."""
+import os
 import shutil
 
 import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")                   # before transformers reads it: no test asks a hub
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The model card says what was done, in the words of the hub."""
 from pathlib import Path
 
+import pytest
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 
@@ -33,3 +34,15 @@ def test_an_adapter_belongs_to_peft(tmp_path):
     trainer.save_model()
     head, facts = card_of(trainer)
     assert head["library_name"] == "peft" and facts["groups in the training data"] == "5"
+
+
+@pytest.mark.parametrize("settings,words", [
+    (dict(loss_type="slpo_sample"), "SLPO-sample, derived from Ho 2025"),
+    (dict(loss_type="slpo"), "SLPO (Ho 2025)"),
+    (dict(loss_type="slpo", target="ratio", scale_t2=True), "SLPO-ratio, after Ho 2025"),
+    (dict(loss_type="slpo", target="ratio"), "SLPO with form=halves, target=ratio, scale_t2=False, after Ho 2025"),
+    (dict(loss_type="slpo", scale_t2=True), "SLPO with form=halves, target=mass, scale_t2=True, after Ho 2025"),
+    (dict(loss_type="slpo", preset="branch"), "SLPO, as in version 'branch' of the author's code (Ho 2025)")], ids=str)
+def test_the_method_is_what_was_trained(tmp_path, settings, words):
+    _, facts = card_of(make(tmp_path, max_steps=1, **settings))
+    assert facts["method"] == words and facts.get("preset") == settings.get("preset")

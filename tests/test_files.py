@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetGenerationError
 
 from slpo.cli import eval_main, train_main
-from slpo.data import BadRows, load_preferences, tokenize_preferences, train_tokenizer
+from slpo.data import ROW, BadRows, load_preferences, tokenize_preferences, train_tokenizer
 
 datasets.disable_progress_bars()
 
@@ -155,7 +155,7 @@ def test_cells_of_a_table_are_texts(tmp_path):
     (tmp_path/"rows.csv").write_text('prompt,chosen,rejected\n"2+2, is\n",4,NA\n' + f'long,{"x"*200_000},None\n3,null,\n')
     with pytest.raises(BadRows, match="row 2: column 'rejected': missing"): load_preferences(tmp_path/"rows.csv")
     data = load_preferences(tmp_path/"rows.csv", on_bad_rows="drop")
-    assert dict(data[0]) == dict(prompt="2+2, is\n", chosen="4", rejected="NA") and data[1]["rejected"] == "None"
+    assert dict(data.remove_columns(ROW)[0]) == dict(prompt="2+2, is\n", chosen="4", rejected="NA") and data[1]["rejected"] == "None"
 
 
 @pytest.mark.parametrize("path", ["mine/data", "data/rows.csv", "./rows", "rows.json", "rows.jsonl", "../rows", "/no/such/folder", "~/no-such-folder-here", "a/b/c", "rows*.jsonl", "folder/", "C:\\rows"])
@@ -227,3 +227,125 @@ def test_a_row_of_a_data_set_on_disk_may_be_bad(tmp_path):
     with pytest.raises(BadRows, match="row 3: column 'rejected': missing"): load_preferences(tmp_path/"disk")
     shutil.rmtree(tmp_path/"disk")
     assert not Path(tmp_path/"disk").exists()
+
+
+# rows that loading has left out, or that lie in several files: who is named when tokenising finds more
+LONG = "what is " * 60
+
+
+def put_with_faults(folder):
+    "Row 1 has an empty completion, and row 3 is too long for 60 tokens."
+    some = rows(6)
+    some[1]["chosen"], some[3]["prompt"] = " ", LONG
+    return put(folder/"rows.jsonl", some)
+
+
+def test_rows_keep_their_numbers_when_others_are_left_out(tmp_path, caplog):
+    data = load_preferences(put_with_faults(tmp_path), on_bad_rows="drop")
+    tokenizer = train_tokenizer(["Question yes no"])
+    for some in (data, data.shuffle(seed=1), data.select([2, 0])):
+        with pytest.raises(BadRows, match="row 3: column 'prompt'") as e: tokenize_preferences(some, tokenizer, max_length=60)
+        assert [f.row for f in e.value.findings] == [3]
+    assert list(tokenize_preferences(data, tokenizer, max_length=60, on_bad_rows="drop")["row"]) == [0, 2, 4, 5]
+    assert "dropped: 1 of 5 rows are bad" in caplog.text and "row 3: column 'prompt'" in caplog.text
+    stream = data.to_iterable_dataset()
+    with pytest.raises(BadRows, match="row 3: column 'prompt'"): list(tokenize_preferences(stream, tokenizer, max_length=60))
+
+
+def test_a_file_of_good_rows_has_no_further_columns(tmp_path):
+    assert load_preferences(put(tmp_path/"rows.jsonl")).column_names == ["prompt", "chosen", "rejected"]
+
+
+@pytest.mark.parametrize("way", ["folder", "list", "pattern"])
+def test_tokenising_names_file_and_line(way, tmp_path):
+    put(tmp_path/"train-0.jsonl", rows(3))
+    put(tmp_path/"train-1.jsonl", [*rows(1, 3), {**rows(1, 4)[0], "prompt": LONG}])
+    path = {"folder": tmp_path, "pattern": f"{tmp_path}/*.jsonl", "list": [tmp_path/"train-0.jsonl", tmp_path/"train-1.jsonl"]}[way]
+    data, tokenizer = load_preferences(path), train_tokenizer(["Question yes no"])
+    for some in (data, data.shuffle(seed=3)):
+        with pytest.raises(BadRows, match=r"train-1\.jsonl line 2 \(row 4\): column 'prompt'"): tokenize_preferences(some, tokenizer, max_length=60)
+
+
+def test_rows_of_two_data_sets_put_together_are_counted_anew(tmp_path):
+    data = load_preferences(put_with_faults(tmp_path), on_bad_rows="drop")
+    tokenizer = train_tokenizer(["Question yes no"])
+    both = datasets.concatenate_datasets([data, data])
+    with pytest.raises(BadRows) as e: tokenize_preferences(both, tokenizer, max_length=60)
+    assert [f.row for f in e.value.findings] == [2, 7]
+    beside = datasets.concatenate_datasets([Dataset.from_list(rows(2)), data])             # one of them has no numbers
+    with pytest.raises(BadRows) as e: tokenize_preferences(beside, tokenizer, max_length=60)
+    assert [f.row for f in e.value.findings] == [4]
+
+
+def test_the_commands_name_rows_of_the_file(tmp_path, caplog, chat_model):
+    from slpo.cli import _eval_rows, _load_split, _tokenized_rows, parse_eval, parse_run
+    from slpo import SLPOConfig
+    path = str(put_with_faults(tmp_path))
+    run, args = parse_run(["--dataset_name", path, "--on_bad_rows", "drop", "--output_dir", str(tmp_path/"out"), "--report_to", "none", "--model_name_or_path", chat_model])
+    assert sorted(_load_split(run, args, "train")[ROW]) == [0, 2, 3, 4, 5]
+    found = _eval_rows(parse_eval(["--dataset_name", path, "--on_bad_rows", "drop", "--model_name_or_path", chat_model]))
+    assert sorted(found[ROW]) == [0, 2, 3, 4, 5]
+
+
+# rows that would count twice
+def twins(folder, way):
+    one = put(folder/"one.jsonl", rows(4))
+    if way == "the same name": return [one, one]
+    if way == "another way to it": return [one, folder/"sub"/".."/"one.jsonl"]
+    if way == "a link": (folder/"two.jsonl").symlink_to(one); return [one, folder/"two.jsonl"]
+    if way == "a copy": shutil.copy(one, folder/"two.jsonl"); return [one, folder/"two.jsonl"]
+    if way == "another format": Dataset.from_list(rows(4)).to_parquet(folder/"two.parquet"); return [one, folder/"two.parquet"]
+    if way == "a table": Dataset.from_list(rows(4)).to_csv(folder/"two.csv"); return [one, folder/"two.csv"]
+    if way == "packed": (folder/"one.jsonl.gz").write_bytes(gzip.compress(one.read_bytes())); return [one, folder/"one.jsonl.gz"]
+    if way == "a pattern over two formats": Dataset.from_list(rows(3)).to_parquet(folder/"one.parquet"); return f"{folder}/one.*"
+    if way == "a pattern over copies": shutil.copy(one, folder/"two.jsonl"); return f"{folder}/*.jsonl"
+    if way == "numbered parts": [shutil.copy(one, folder/f"train-{i}.jsonl") for i in range(2)]; return folder
+
+
+@pytest.mark.parametrize("way", ["the same name", "another way to it", "a link", "a copy", "another format", "a table", "packed", "a pattern over two formats", "a pattern over copies", "numbered parts"])
+def test_rows_that_would_count_twice_are_refused(way, tmp_path):
+    (tmp_path/"sub").mkdir()
+    path = twins(tmp_path, way)
+    with pytest.raises(ValueError) as e: load_preferences(path)
+    said = str(e.value)
+    assert any(words in said for words in ("the same file", "the same rows")) and any(name in said for name in ("one.", "train-0")), said
+
+
+def test_a_pattern_reads_a_file_and_its_packed_copy_once(tmp_path, caplog):
+    one = put(tmp_path/"one.jsonl", rows(4))
+    (tmp_path/"one.jsonl.gz").write_bytes(gzip.compress(one.read_bytes()))
+    with caplog.at_level(logging.INFO, logger="slpo"): data = load_preferences(f"{tmp_path}/one*")
+    assert numbers(data) == [0, 1, 2, 3] and "one.jsonl.gz" in caplog.text.partition("not read:")[2]
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_refused(name, tmp_path, monkeypatch, capsys):
+    put(tmp_path/"train.jsonl"), put(tmp_path/"test.jsonl")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="the name is empty"): load_preferences(name)
+    with pytest.raises(ValueError, match="the name is empty"): load_preferences(["train.jsonl", name])
+    assert train_main(["--dataset_name", name, "--model_name_or_path", "none", "--output_dir", "out", "--report_to", "none"]) == 2
+    assert "the name is empty" in capsys.readouterr().err
+    assert len(load_preferences(".")) == 3
+
+
+TWICE = [
+    ("rows.jsonl", '\n{"prompt": "Q", "chosen": "y", "rejected": "n", "chosen": "z"}', "line 3: the key 'chosen' stands twice"),
+    ("rows.json", '\n{"prompt": "Q", "prompt": "P", "chosen": "y", "rejected": "n"}', "line 3: the key 'prompt' stands twice"),
+    ("rows.jsonl", '\n{"prompt": [{"role": "user", "content": "Q", "content": "P"}], "chosen": "y", "rejected": "n"}', "line 3: the key 'content' stands twice"),
+]
+
+
+@pytest.mark.parametrize("name, line, message", TWICE)
+@pytest.mark.parametrize("on_bad_rows", ["raise", "drop"])
+def test_a_key_that_stands_twice_is_refused(name, line, message, on_bad_rows, tmp_path):
+    (tmp_path/name).write_text("\n".join(map(json.dumps, rows(2))) + line)
+    with pytest.raises(ValueError) as e: load_preferences(tmp_path/name, on_bad_rows=on_bad_rows)
+    assert f"{name}: {message}" in str(e.value)
+
+
+def test_a_key_or_a_column_that_stands_twice_is_refused_elsewhere(tmp_path):
+    (tmp_path/"rows.json").write_text('[{"prompt": "P", "chosen": "y", "rejected": "n"}, {"prompt": "Q", "chosen": "y", "rejected": "n", "rejected": "m"}]')
+    with pytest.raises(ValueError, match="rows.json: element 1 of the array: the key 'rejected' stands twice"): load_preferences(tmp_path/"rows.json")
+    (tmp_path/"rows.csv").write_text("prompt,chosen,rejected,chosen\nQ,y,n,z\n")
+    with pytest.raises(ValueError, match="rows.csv: line 1: the column 'chosen' stands twice"): load_preferences(tmp_path/"rows.csv")

@@ -464,3 +464,17 @@ def test_rows_longer_than_a_model_was_made_for_are_said(tmp_path, caplog):
     trainer(tiny(max_position_embeddings=16), tmp_path)
     (said,) = [r.message for r in caplog.records if "max_position_embeddings" in r.message]
     assert "up to 16 tokens" in said
+
+
+def test_what_is_no_causal_language_model_is_refused(tmp_path):
+    "By what it does: a tiny untrained one, whose earlier tokens hardly see the later ones, as well."
+    from transformers import BertConfig, BertForMaskedLM, GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
+    from slpo.trainer import _check_causal
+    neox = GPTNeoXConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    bert = BertConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    whole = GPTNeoXForCausalLM(neox)
+    _check_causal(whole)
+    _check_causal(whole.bfloat16())
+    for other, words in ((BertForMaskedLM(bert), "earlier tokens see the later ones"), (whole.gpt_neox, "GPTNeoXModel"),
+                         (GPTNeoXForSequenceClassification(neox), "GPTNeoXForSequenceClassification")):
+        with pytest.raises(ValueError, match=words): _check_causal(other)

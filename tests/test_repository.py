@@ -85,7 +85,7 @@ def test_no_long_cells():
     "A list of settings is as long as there are settings."
     for path in NOTEBOOKS:
         for source in sources(path):
-            if re.search(r"^@dataclass$", source, flags=re.M): continue
+            if re.search(r"^@dataclass$", source, flags=re.M) and not re.search(r"^def ", source, flags=re.M): continue
             assert len(source.splitlines()) <= 45, f"{path.name}: a cell of {len(source.splitlines())} lines"
 
 

@@ -119,7 +119,7 @@ def test_the_command_does_not_go_on_with_other_data_or_settings(tmp_path, monkey
         assert status == 2 and word in said and not Path("out/metrics.json").exists(), said
     refused("other.jsonl", "dataset_name=other.jsonl (was one.jsonl)")
     refused("one.jsonl", "train_size=8", "--train_size", "8")
-    refused("one.jsonl", "beta was 0.1 and is 2.0", "--beta", "2")
+    refused("one.jsonl", "beta=2.0 (was 0.1)", "--beta", "2")
     Path("one.jsonl").write_text(rows("changed"))                            # the same name, other rows
     refused("one.jsonl", "training data was")
     Path("one.jsonl").write_text(rows("one"))

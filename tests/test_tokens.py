@@ -338,3 +338,44 @@ def test_ultrafeedback_has_its_prompt_in_the_conversations(tmp_path):
         want = one({c: row[c] for c in talks}, tokenizer)
         assert one(row, tokenizer) == want == tokenize_preferences(load_preferences(tmp_path/"rows.jsonl"), tokenizer)[0]
     with pytest.raises(BadRows, match="messages after a prompt of plain text"): one(dict(prompt="another", **talks), tokenizer)
+
+
+FOREIGN = {"Llama 3": "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "Gemma": "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
+           "ChatML": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "Zephyr": "<|user|>\nHi</s>\n<|assistant|>\n", "Phi": "<|user|>\nHi<|end|>\n<|assistant|>\n",
+           "Mistral": "[INST] Hi [/INST]", "DeepSeek": "<｜User｜>Hi<｜Assistant｜>", "Cohere": "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi"}
+
+
+def marked_rows(prompt, n=3):
+    return [dict(prompt=prompt, chosen=f"yes {i}", rejected=f"no {i}") for i in range(n)] + [dict(prompt="so", chosen="yes", rejected="no")]
+
+
+@pytest.mark.parametrize("family", FOREIGN)
+def test_marks_of_another_models_template_are_said_once(family, caplog):
+    tokenizer, data = train_tokenizer(["yes no"]), Dataset.from_list(marked_rows(FOREIGN[family]))
+    tokenize_preferences(data, tokenizer)
+    said = [r.getMessage() for r in caplog.records if "chat template" in r.getMessage()]
+    assert len(said) == 1 and said[0].startswith("3 rows ") and next(mark for mark in ("[INST]", "<") if mark in said[0])
+    caplog.clear()
+    list(tokenize_preferences(data.to_iterable_dataset(), tokenizer))
+    assert "chat template" in caplog.text and "up to row 0: 1 row" in caplog.text
+
+
+def test_marks_in_completions_alone_are_seen(caplog):
+    rows = [dict(prompt="so", chosen="yes<end_of_turn>", rejected="no<end_of_turn>")]
+    tokenize_preferences(Dataset.from_list(rows), train_tokenizer(["yes no"]))
+    assert "<end_of_turn>" in caplog.text
+
+
+def test_marks_of_the_tokenizers_own_are_fine(caplog):
+    for family in ("ChatML", "Gemma", "Phi"):
+        tokenizer = train_tokenizer(["yes no"])
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|end|>"]})
+        tokenize_preferences(Dataset.from_list(marked_rows(FOREIGN[family])), tokenizer)
+    tokenizer = train_tokenizer(["yes no"])                  # letters, but its template writes them
+    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    tokenize_preferences(Dataset.from_list(marked_rows(FOREIGN["Mistral"])), tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    tokenize_preferences(Dataset.from_list(marked_rows(FOREIGN["Phi"])), tokenizer)
+    plain = [dict(prompt="if a < b | c > d: x[1]", chosen="<b>yes</b>", rejected="[no]")]
+    tokenize_preferences(Dataset.from_list(plain), train_tokenizer(["yes no"]))
+    assert "chat template" not in caplog.text
