@@ -33,6 +33,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HfArgumentParser
 from transformers.hf_argparser import string_to_bool
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .data import ROW, WHERE, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
@@ -40,7 +41,7 @@ from .dpo import preference_accuracy
 from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
 from .loss import FORMS, PRESETS
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import LOSSES, _KNOBS, _STAYS, Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _LOSS_DEFAULTS, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
+from .trainer import LOSSES, _KNOBS, _STAYS, Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _is_path, _knob, _LOSS_DEFAULTS, _metrics, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -418,12 +419,31 @@ def _without_prompts(rows:Dataset, test:Dataset, run:RunArguments) -> Dataset:
     return rows.select(keep) if less else rows
 
 # %% ../nbs/09_cli.ipynb #cell-287
+def _check_files(run:RunArguments, args:SLPOConfig):
+    "Look at the model's files, and then at its tokenizer's. Raises `FileNotFoundError`, `ValueError`."
+    name, what = run.model_name_or_path, "--model_name_or_path"
+    check_model_files(name, what=what, **{"gguf_file": run.gguf_file, **_init_kwargs(args)})
+    check_tokenizer_files(name, run.gguf_file, what)
+
+def _check_words_fit(what:str, name:str, model, tokenizer, eos:bool=True):
+    "Raise `ValueError`, naming the folder, for a tokenizer without an end of text, or with more tokens than the model has."
+    if eos and tokenizer.eos_token_id is None:
+        raise ValueError(f"{what} {name}: its tokenizer has no EOS token, and a completion must say when it is over: "
+                         f"write the one that the model was trained with as \"eos_token\" into {Path(name)/'tokenizer_config.json'}")
+    size = model.config.get_text_config().vocab_size
+    if len(tokenizer) > size:
+        raise ValueError(f"{what} {name}: its tokenizer has {len(tokenizer):,} tokens, the model only {size:,}: put the tokenizer that the model was "
+                         "trained with into that folder, or enlarge the model in Python, model.resize_token_embeddings(len(tokenizer)), and save it there")
+
 def _load_policy(run:RunArguments, args:SLPOConfig, train:Dataset) -> tuple:
     "(model, tokenizer) by name, or a small Pythia with a tokenizer made from the built-in world."
     name = run.model_name_or_path
     if name is not None:
+        _check_files(run, args)                                                # a hub id, which was not looked at before the data
         tokenizer = load_tokenizer(name, run.gguf_file, "--model_name_or_path")
-        return load_model(name, gguf_file=run.gguf_file, what="--model_name_or_path", **{"dtype": run.dtype, **_init_kwargs(args)}), tokenizer
+        model = load_model(name, gguf_file=run.gguf_file, what="--model_name_or_path", **{"dtype": run.dtype, **_init_kwargs(args)})
+        _check_words_fit("--model_name_or_path", name, model, tokenizer)
+        return model, tokenizer
     if run.dataset_name != "world": raise ValueError(f"--model_name_or_path is missing: which model is to be trained on {run.dataset_name}?")
     tokenizer = train_tokenizer((r["prompt"] + r[c] for r in train for c in ("chosen", "rejected") if c in r), vocab_size=1024)
     torch.manual_seed(args.seed)
@@ -483,10 +503,36 @@ def _check_same_run(run:RunArguments, args:SLPOConfig, out:Path) -> dict: # name
 
 def _check_stages(run:RunArguments, args:SLPOConfig):
     "Raise `ValueError` for what the stages of a run cannot do together."
+    _check_best(args)
     if args.resume_from_checkpoint: raise ValueError("resume_from_checkpoint has no effect here: --resume goes on from the newest complete checkpoint of --output_dir")
     shared = args.fsdp or args.deepspeed or any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
     if run.sft_epochs and args.loss_type != "sft" and shared:
         raise ValueError("sft_epochs with FSDP or DeepSpeed would hand a model that is shared out to a second trainer: run two commands, --loss_type sft first, and then its folder as --model_name_or_path")
+
+def _check_best(args:SLPOConfig):
+    "Raise `ValueError` for a metric to choose by that no evaluation has."
+    name = args.metric_for_best_model
+    if name is None: return
+    one = torch.zeros(1, 2)
+    known = ["loss"]
+    if args.loss_type != "sft": known += _metrics(one, one, torch.tensor([[0, 1]]), 1.)
+    if args.loss_type == "slpo": known += ["target_gap/chosen", "target_gap/rejected"]
+    if name.removeprefix("eval_") in (*known, "runtime", "samples_per_second", "steps_per_second"): return
+    close = difflib.get_close_matches(name.removeprefix("eval_"), known, n=1)
+    raise ValueError(f"metric_for_best_model={name}: no evaluation has it" + (f"; did you mean {close[0]}?" if close else "") + f" There are {', '.join(known)}")
+
+def _check_trackers(args:SLPOConfig):
+    "Raise `ValueError` for trackers that are not known, or not installed."
+    names, known = args.report_to, list(INTEGRATION_TO_CALLBACK)
+    for name in [names] if isinstance(names, str) else names:
+        if name in ("none", "all"): continue
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"--report_to {name}: no such tracker" + (f"; did you mean {close[0]}?" if close else "") + f" There are {', '.join(known)}; none turns all off")
+        if name != "flyte" and name not in get_available_reporting_integrations():
+            raise ValueError(f"--report_to {name}: it is not installed: pip install {_PACKAGES.get(name, name)}, or --report_to none")
+
+_PACKAGES = {"azure_ml": "azureml-sdk", "comet_ml": "comet-ml"}
 
 # %% ../nbs/09_cli.ipynb #cell-012
 class _Progress(ProgressCallback):
@@ -563,8 +609,11 @@ def train(run:RunArguments, # what to train on what
     if not run.resume and ((out/"metrics.json").exists() or any(out.glob("*/checkpoint-*"))):
         raise ValueError(f"{out} holds an earlier run: continue it with --resume, or choose another --output_dir")
     _check_stages(run, args)
+    _check_trackers(args)
     _check_writable(out)
     settings = _check_same_run(run, args, out)
+    name = run.model_name_or_path
+    if name is not None and (_is_path(name) or Path(name).exists()): _check_files(run, args)
     data, test = _load_data(run, args)
     model, tokenizer = _load_policy(run, args, data)
     (data, groups), (test, held_out) = (_tokenized_rows(rows, tokenizer, args) for rows in (data, test))
@@ -756,13 +805,29 @@ def parse_eval(argv:list=None, # flags; default: those of the command line
                               description="Compare a model's answers with others: log-probabilities, KL, and an LLM judge.")
     return _parse(parser, sys.argv[1:] if argv is None else argv)[0]
 
+def _own_template(path:str) -> str:
+    "The text of a template. Raises `FileNotFoundError`, `ValueError`, naming the file."
+    if Path(path).is_dir(): raise ValueError(f"--judge_template {path}: is a folder: expected a text file")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        judge_questions([""], [""], [""], text)                                # complains of its places
+    except UnicodeDecodeError as e: raise ValueError(f"--judge_template {path}: not UTF-8 (byte {e.start + 1})") from None
+    except FileNotFoundError: raise FileNotFoundError(f"--judge_template {path}: no such file") from None
+    except OSError as e: raise OSError(f"--judge_template {path}: could not be read ({e.strerror or e})") from None
+    except ValueError as e: raise ValueError(f"--judge_template {path}: {e}") from None
+    return text
+
 def _make_judge(a:EvalArguments) -> tuple:
     "(judge, template), or (None, …)"
-    template = Path(a.judge_template).read_text(encoding="utf-8") if a.judge_template else JUDGE_TEMPLATE
-    judge_questions([""], [""], [""], template)                                # complains where a place is missing
+    template = _own_template(a.judge_template) if a.judge_template else JUDGE_TEMPLATE
     try: options = a.judge_options and json.loads(a.judge_options)
     except ValueError as e: raise ValueError(f"judge_options={a.judge_options!r}: not JSON ({e})")
     if options is not None and not isinstance(options, dict): raise ValueError(f"judge_options={a.judge_options!r}: expected a JSON object")
+    own = EvalArguments.__dataclass_fields__
+    asks_for_key = a.judge_key_env != own["judge_key_env"].default or a.judge_url == own["judge_url"].default
+    if a.judge_model and not a.dry_run and asks_for_key and a.judge_key_env and not os.environ.get(a.judge_key_env, "").strip():
+        raise ValueError(f"--judge_key_env {a.judge_key_env}: this environment variable, which would hold the judge's key, is not set: export {a.judge_key_env}=..., "
+                         "or name another one (a server of your own that takes no key: --judge_url)")
     return a.judge_model and Judge(a.judge_url, a.judge_model, a.judge_key_env, options, a.judge_timeout), template
 
 # %% ../nbs/09_cli.ipynb #cell-104
@@ -821,6 +886,7 @@ def _load_like(flag:str, name:str, dtype:str, like=None) -> tuple:
     tokenizer = load_tokenizer(name, what=flag)
     if like is not None and tokenizer.get_vocab() != like.get_vocab(): raise ValueError(f"{flag} {name} has another vocabulary than the model: their log-probabilities cannot be compared")
     model = load_model(name, what=flag, dtype=dtype)
+    _check_words_fit(flag, name, model, tokenizer, eos=tokenizer.pad_token_id is None)
     return model.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else model, tokenizer
 
 def _cast(a:EvalArguments) -> _Cast:
@@ -872,8 +938,8 @@ def _write_made_by(a:EvalArguments, results:dict):
     "What made the answers in the folder, and what is known of them; None: they are not all there."
     (Path(a.output_dir)/"answers.json").write_text(json.dumps({"settings": _made_by(a), "results": results}, indent=1) + "\n", encoding="utf-8")
 
-def _answers(a:EvalArguments) -> tuple:
-    "The same, from files where they are there."
+def _answers(a:EvalArguments, judge:Judge=None) -> tuple:
+    "The same, from files where they are there; where not, the judge is looked for before anything is generated."
     if a.answers: return _read_answers(a.answers), {}
     out = Path(a.output_dir)
     if (out/"answers.json").exists():
@@ -882,7 +948,9 @@ def _answers(a:EvalArguments) -> tuple:
         if kept["results"] is not None:
             print(f"answers: those of an earlier run, {out/'answers.jsonl'}")
             return _read_answers(out/"answers.jsonl"), kept["results"]
-    if not a.dry_run: return _generate_answers(a)
+    if not a.dry_run:
+        if judge: judge.look()
+        return _generate_answers(a)
     longest = "x"*4*a.max_new_tokens                                           # a token is about four letters
     return [{"prompt": row["prompt"], "policy": longest, "baseline": _chosen_text(row) if a.baseline == "chosen" else longest} for row in _eval_rows(a)], {}
 
@@ -906,7 +974,7 @@ def evaluate(a:EvalArguments, # what to compare with what, and how
     out, (judge, template) = Path(a.output_dir), _make_judge(a)
     if not a.dry_run: _check_writable(out)
     if judge: _kept_answers(out/"verdicts.jsonl")
-    rows, results = _answers(a)
+    rows, results = _answers(a, judge)
     prompts, ours, theirs = ([row[c] for row in rows] for c in ("prompt", "policy", "baseline"))
     metrics = {"config": vars(a), "rows": len(rows), "versions": _versions()}
     if judge:

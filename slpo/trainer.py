@@ -365,7 +365,7 @@ def _check_weights(what:str, folder:Path):
 # %% ../nbs/07_trainer.ipynb #cell-222
 def _hub_message(what:str, name:str, error) -> str:
     offline = "; the hub is not asked, HF_HUB_OFFLINE is set" if is_offline_mode() else ""
-    return f"{what} {name!r} is neither a folder here{_close_name(Path(name))}, nor was it found on the Hugging Face hub{offline} ({_first_line(error)})"
+    return f"{what} {name!r} is neither a folder here nor found on the Hugging Face hub{offline} ({_first_line(error)}){_close_name(Path(name))}"
 
 def _hub_adapter(name:str, hub:dict) -> dict:
     "The adapter_config.json of a hub id, or None where there is none to be had."
@@ -427,6 +427,14 @@ def _was_unpacked(model):
     if hasattr(model.config, "quantization_config"): del model.config.quantization_config
 
 # %% ../nbs/07_trainer.ipynb #cell-404
+def _other_shapes(what:str, name, source:str, init_kwargs:dict) -> str:
+    "What to say of weights that have other shapes than the configuration asks for."
+    _, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **{**init_kwargs, "ignore_mismatched_sizes": True})
+    found = [f"{key} has {tuple(stored)} in the files and {tuple(wanted)} by config.json" for key, stored, wanted in sorted(info["mismatched_keys"])]
+    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+    return (f"{what} {name}: config.json does not describe these weights: {'; '.join(found[:3])}{more}: "
+            "put back the config.json that was saved with them, or the weights that belong to it")
+
 def load_model(name, # folder or hub id
                *,
                dtype=None, # see `torch_dtype`; None: float32, or a quantised checkpoint's own
@@ -448,6 +456,7 @@ def load_model(name, # folder or hub id
         model, info = AutoModelForCausalLM.from_pretrained(source, dtype=precision, gguf_file=gguf_file, output_loading_info=True, **init_kwargs)
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as e:
         if isinstance(e, torch.cuda.OutOfMemoryError): raise
+        if "ignore_mismatched_sizes" in str(e): raise ValueError(_other_shapes(what, name, source, init_kwargs)) from e
         raise ValueError(f"{what} {name} could not be loaded: {_one_line(e)}") from e
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{what} {name}: {len(missing)} weights of {type(model).__name__} are not in its files and would be random, {', '.join(missing[:3])}: is it a causal language model?")
@@ -466,6 +475,7 @@ def check_tokenizer_files(name, # folder or hub id
                          ): # nothing
     "Raises `FileNotFoundError` for a folder without a tokenizer, `ValueError` for Git LFS pointers. A hub id is not looked at."
     path = Path(name).expanduser()
+    if path.is_file(): raise ValueError(f"{what} {name} is a file: expected the folder that holds it")
     if not path.is_dir():
         if _is_path(str(name)): raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
         return
@@ -478,6 +488,17 @@ def check_tokenizer_files(name, # folder or hub id
         if not tokenizer.vocab_files_names: return
     raise FileNotFoundError(_no_tokenizer(what, name, _listing(path)))
 
+def _broken_file(folder:Path) -> str:
+    "Which of a tokenizer's files cannot be read, and why; '' where all can."
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"):
+        path = folder/name
+        if not path.is_file(): continue
+        try: read = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as e: return f"{name} is not JSON ({_first_line(e)}): save or download it anew"
+        lacks = [] if name != "tokenizer.json" else [part for part in ("model", "added_tokens") if not isinstance(read, dict) or part not in read]
+        if lacks: return f"{name} has no {' and no '.join(map(repr, lacks))} ({path.stat().st_size:,} bytes): save or download it anew"
+    return ""
+
 def load_tokenizer(name, # folder or hub id
                    gguf_file:str=None, # a GGUF file in it
                    what:str="tokenizer", # what messages call it
@@ -488,7 +509,7 @@ def load_tokenizer(name, # folder or hub id
     path = Path(name).expanduser()
     try: tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else str(name), gguf_file=gguf_file, **init_kwargs)
     except Exception as e:                                                                     # tokenizers raises a plain Exception for a broken file
-        if path.is_dir() or not isinstance(e, OSError): raise ValueError(f"{what} {name}: its tokenizer could not be read: {_one_line(e)}") from e
+        if path.is_dir() or not isinstance(e, OSError): raise ValueError(f"{what} {name}: its tokenizer could not be read: {_broken_file(path) or _one_line(e)}") from e
         raise FileNotFoundError(_hub_message(what, str(name), e)) from e
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens): raise FileNotFoundError(_no_tokenizer(what, name, "the one it gives knows no words"))
     return tokenizer

@@ -454,6 +454,52 @@ def test_messages_and_a_third_model(tmp_path, serve, models, capsys, monkeypatch
     assert parse_eval(flags).output_dir == "runs/eval" and Path("runs/eval/table.md").exists()
 
 
+# -- before anything is generated
+
+@pytest.mark.parametrize("text, words", [("{prompt} {a} {b} {zz}", "{zz}"), ("{prompt} {a} {b} {A}", "{A}"), ("{prompt} {a} {b} { a }", "{ a }"), ("{{prompt}} {prompt} {a} {b}", "{{prompt}}"), ("{prompt} {answer_a} {b}", "no {a}")])
+def test_a_word_in_braces_that_is_no_place_is_refused(text, words):
+    with pytest.raises(ValueError) as e: judge_questions(["p"], ["x"], ["y"], text)
+    assert words in str(e.value)
+
+
+@pytest.mark.parametrize("text, asked", [('{prompt}|{a}|{b}|{"verdict": "A"}', 'p|x {zz}|y|{"verdict": "A"}'), ('{"q": {prompt}, "a": {a}, "b": {b}}', '{"q": p, "a": x {zz}, "b": y}'), ("{prompt}{a}{b} {} {1} {two words}", "px {zz}y {} {1} {two words}")])
+def test_braces_that_are_text_stay(text, asked):
+    assert judge_questions(["p"], ["x {zz}"], ["y"], text)[0][1] == asked
+
+
+@pytest.fixture
+def nothing_generated(tmp_path, monkeypatch, models):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slpo.cli._generate_answers", lambda *_: pytest.fail("generated"))
+    return ["--model_name_or_path", str(models/"policy"), "--eval_size", "4", "--judge_model", "fake"]
+
+
+@pytest.mark.parametrize("content, words", [(None, "gone.txt: no such file"), ("folder", "gone.txt: is a folder"), (b"\xff", "gone.txt: not UTF-8"), (b"{prompt} {a} {b} {zz}", "gone.txt: the judge's template has {zz}")])
+def test_a_template_that_cannot_be_used_is_named(nothing_generated, capsys, content, words):
+    if content == "folder": Path("gone.txt").mkdir()
+    elif content: Path("gone.txt").write_bytes(content)
+    assert eval_main([*nothing_generated, "--judge_url", "http://127.0.0.1:1/v1", "--judge_template", "gone.txt"]) == 2
+    said = capsys.readouterr().err
+    assert "--judge_template " + words in said and "Errno" not in said
+
+
+def test_a_key_that_is_asked_for_and_not_set_is_said_first(nothing_generated, capsys, monkeypatch, serve):
+    server = serve(lambda question, before: "tie")
+    assert eval_main([*nothing_generated, "--judge_url", server.url, "--judge_key_env", "MY_KEY"]) == 2
+    assert "--judge_key_env MY_KEY: this environment variable" in capsys.readouterr().err
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert eval_main(nothing_generated) == 2 and "OPENAI_API_KEY" in capsys.readouterr().err             # that server takes none without
+    assert eval_main([*nothing_generated, "--judge_key_env", "MY_KEY", "--dry_run"]) == 0
+
+
+def test_a_judge_that_is_not_there_is_said_first(nothing_generated, capsys, serve):
+    server = serve(lambda question, before: "tie")
+    server.shutdown(); server.server_close()
+    assert eval_main([*nothing_generated, "--judge_url", server.url]) == 2
+    assert f"no judge at {server.url}/chat/completions: Connection refused" in capsys.readouterr().err
+    assert eval_main([*nothing_generated, "--judge_url", server.url, "--dry_run"]) == 0
+
+
 # -- a real server
 
 def test_transformers_serve(tmp_path, models):

@@ -1,6 +1,7 @@
 """Models: what a name may stand for, what is looked at before anything is loaded, and what a model must be to be trained."""
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_of_a_clone_only_what_is_read_must_be_there(saved, tmp_path):
 
 
 @pytest.mark.parametrize("name,wanted", [("/nowhere/llama", "no such folder"), ("./mine", "no such folder"), ("~/no-such-model", "no such folder"), ("runs/mine/sft", "no such folder"),
-                                         ("mine/", "no such folder"), ("a model", "no such folder"), ("runs/stf", "neither a folder here; did you mean runs/sft?"),
+                                         ("mine/", "no such folder"), ("a model", "no such folder"), ("runs/stf", "; did you mean runs/sft?"),
                                          ("stf", "neither a folder here"), ("./runs/stf", "no such folder; did you mean runs/sft?"), ("", "expected a folder or a hub id")])
 def test_a_name_that_is_nowhere(name, wanted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -132,7 +133,20 @@ def test_a_name_that_is_nowhere(name, wanted, tmp_path, monkeypatch):
     for call in (load_model, check_model_files):
         with pytest.raises((ValueError, FileNotFoundError)) as e: call(name, what="--model_name_or_path")
         assert wanted in str(e.value) and "--model_name_or_path" in str(e.value), str(e.value)
-    if "neither" in wanted: assert "Hugging Face hub" in str(e.value)
+    if name in ("stf", "runs/stf"): assert "neither a folder here nor found on the" in str(e.value) and "Hugging Face hub" in str(e.value)
+
+
+def test_weights_of_other_shapes_and_a_tokenizer_that_lacks_parts(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path/"mine")
+    config = json.loads((folder/"config.json").read_text())
+    write("config.json", json.dumps({**config, "intermediate_size": 48}))(folder)
+    with pytest.raises(ValueError) as e: load_model(folder, what="--baseline")
+    assert "--baseline" in str(e.value) and "(64, 32) in the files and (48, 32) by config.json" in str(e.value) and "ignore_mismatched" not in str(e.value)
+    for name, text, words in (("tokenizer.json", "{}", "tokenizer.json has no 'model' and no 'added_tokens' (2 bytes)"), ("tokenizer.json", "[1]", "tokenizer.json has no 'model'"),
+                              ("tokenizer.json", '{"a": ', "tokenizer.json is not JSON"), ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON")):
+        broken = shutil.copytree(saved, tmp_path/f"{name}{len(text)}")
+        write(name, text)(broken)
+        with pytest.raises(ValueError, match="its tokenizer could not be read: " + re.escape(words)): load_tokenizer(broken)
 
 
 def test_a_file_is_not_a_folder(saved, tmp_path):

@@ -2,6 +2,7 @@
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,89 @@ def test_a_run_goes_on_with_the_settings_it_was_begun_with(here, capsys, monkeyp
 @pytest.mark.parametrize("loss", [["dpo", "--beta", "0.3", "--label_smoothing", "0.1"], ["slpo", "--alpha", "0.9", "--temperature", "2"], ["slpo", "--preset", "listing"]])
 def test_settings_of_a_loss_may_stand_beside_a_stage_that_has_another(here, capsys, loss):
     assert train_main([*here, *SHORT, "--eval_size", "4", "--sample_prompts", "0", "--sft_epochs", "0.2", "--loss_type", *loss]) == 0, capsys.readouterr().err
+
+
+def _file(name, text): return lambda folder: (folder/name).write_text(text)
+
+def _stages(folder):
+    for stage in ("sft", "dpo"): (folder/stage).mkdir(); (folder/"config.json").rename(folder/stage/"config.json") if stage == "sft" else (folder/stage/"config.json").write_text("{}")
+    for f in folder.glob("*.*"): f.unlink()
+
+def _only(*names):
+    def change(folder):
+        for f in folder.iterdir():
+            if f.name not in names: f.unlink()
+    return change
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+NOT_A_MODEL = {"stages": (_stages, "mine", "models are in mine/dpo, mine/sft: give one of these"), "empty": (_only(), "mine", "no config.json in it (it is empty)"),
+               "config only": (_only("config.json"), "mine", "no weights"), "tokenizer only": (_only("tokenizer.json"), "mine", "no config.json in it (it holds tokenizer.json)"),
+               "a file": (_only("config.json"), "mine/config.json", "mine/config.json is a file: expected the folder that holds it"), "weights": (lambda f: None, "mine/model.safetensors", "is a file: expected the folder"),
+               "rows": (lambda f: None, "rows.jsonl", "rows.jsonl is a file: expected the folder"), "pointer": (_file("config.json", LFS), "mine", "config.json is a Git LFS pointer"),
+               "broken": (_file("config.json", "{"), "mine", "config.json is not JSON"), "no words": (_only("config.json", "model.safetensors"), "mine", "has no tokenizer files")}
+
+
+@pytest.mark.parametrize("case", NOT_A_MODEL)
+def test_a_name_that_is_no_model_is_told_by_its_model_files_first(here, chat_model, capsys, monkeypatch, case):
+    "Whatever flag names it, before any rows are read."
+    change, name, words = NOT_A_MODEL[case]
+    shutil.copytree(chat_model, "mine")
+    change(Path("mine"))
+    monkeypatch.setattr(cli, "load_preferences", lambda *_, **__: pytest.fail("read"))
+    rows = ["--dataset_name", "rows.jsonl", "--output_dir", "out"]
+    calls = [(train_main, ["--model_name_or_path", name]), (eval_main, ["--model_name_or_path", name]), (eval_main, ["--model_name_or_path", "model", "--reference_name_or_path", name]),
+             (eval_main, ["--model_name_or_path", "model", "--baseline", name])]
+    for main, flags in calls:
+        assert main([*flags, *rows]) == 2
+        said = capsys.readouterr().err
+        assert words in said and f"{flags[-2]} {name}"[:20] in said and (case == "no words" or "no tokenizer" not in said), said
+    assert not Path("out").exists()
+
+
+def test_a_tokenizer_that_does_not_fit_is_said_with_its_folder(here, chat_model, capsys):
+    from transformers import AutoTokenizer
+    for name in ("endless", "large"):
+        shutil.copytree(chat_model, name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if name == "large": tokenizer.add_tokens([f"word{i}" for i in range(40)])
+        tokenizer.save_pretrained(name)
+    file = Path("endless/tokenizer_config.json")
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if "eos" not in k and "pad" not in k}))
+    for main in (train_main, eval_main):
+        for name, words in (("endless", ["no EOS token", "endless/tokenizer_config.json"]), ("large", [" tokens, the model only 300", "resize_token_embeddings"])):
+            assert main(["--model_name_or_path", name, *here[2:]]) == 2
+            said = capsys.readouterr()
+            assert f"--model_name_or_path {name}: its tokenizer has" in said.err and all(w in said.err for w in words) and "to train on" not in said.out and not Path("out").exists()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--metric_for_best_model", "rewards/acc"], ["metric_for_best_model=rewards/acc", "rewards/accuracies"]), (["--metric_for_best_model", "eval_losss"], ["did you mean loss?"]),
+    (["--metric_for_best_model", "rewards/margins", "--loss_type", "sft"], ["no evaluation has it", "There are loss"]), (["--metric_for_best_model", "target_gap/chosen"], ["no evaluation has it"]),
+    (["--report_to", "wandbb"], ["--report_to wandbb: no such tracker; did you mean wandb?"])])
+def test_what_no_evaluation_or_tracker_has_is_said_first(here, capsys, monkeypatch, flags, words):
+    monkeypatch.setattr(cli, "load_preferences", lambda *_, **__: pytest.fail("read"))
+    short = [x for x in SHORT if x not in ("--report_to", "none")] if "--report_to" in flags else SHORT
+    assert train_main([*here, *short, "--eval_strategy", "steps", "--eval_steps", "1", *flags]) == 2
+    said = capsys.readouterr().err
+    assert all(w in said for w in words), said
+
+
+def test_a_tracker_that_is_not_installed(here, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "get_available_reporting_integrations", lambda: [])
+    assert train_main([*here, *[x for x in SHORT if x not in ("--report_to", "none")], "--report_to", "comet_ml"]) == 2
+    assert "--report_to comet_ml: it is not installed: pip install comet-ml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loss", ["slpo", "slpo_sample", "dpo", "ipo", "sft"])
+def test_the_best_model_is_chosen_by_what_its_evaluation_has(here, capsys, loss):
+    "Every metric that the message offers is one that an evaluation has."
+    common = [*here, *SHORT, "--eval_size", "4", "--sample_prompts", "0", "--loss_type", loss, "--eval_strategy", "steps", "--eval_steps", "1"]
+    assert train_main([*common, "--metric_for_best_model", "nope"]) == 2
+    offered = capsys.readouterr().err.split("There are ")[1].split("\n")[0].split(", ")
+    assert train_main([*common, "--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "true", "--metric_for_best_model", offered[-1]]) == 0, capsys.readouterr().err
+    history = json.loads(Path("out/metrics.json").read_text())
+    log = (history.get("history") or history["sft"]["history"])
+    assert any({f"eval_{name}" for name in offered} <= set(entry) for entry in log)
 
 
 # -- weights that are shared out
