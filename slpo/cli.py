@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -37,8 +38,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from .data import ROW, WHERE, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
 from .dpo import preference_accuracy
 from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
+from .loss import FORMS, PRESETS
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import _KNOBS, _STAYS, Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _LOSS_DEFAULTS, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
+from .trainer import LOSSES, _KNOBS, _STAYS, Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _knob, _LOSS_DEFAULTS, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -86,20 +88,48 @@ _OTHERS_NAMES = dict(
     max_seq_len="max_length", max_seq_length="max_length", max_target_length="max_completion_length", max_train_samples="train_size",
     max_train_steps="max_steps", micro_batch_size="per_device_train_batch_size", model="model_name_or_path", model_id="model_name_or_path",
     model_max_length="max_length", model_name="model_name_or_path", model_path="model_name_or_path", num_epochs="num_train_epochs",
-    num_proc="dataset_num_proc", optimizer="optim", out_dir="output_dir", output="output_dir", output_path="output_dir",
+    num_proc="dataset_num_proc", optimizer="optim", out_dir="output_dir", output="output_dir", output_path="output_dir", push_to_hub_id="hub_model_id",
+    push_to_hub_model_id="hub_model_id", push_to_hub_token="hub_token", deepspeed_config="deepspeed", dpo_beta="beta", pref_beta="beta",
+    dpo_label_smoothing="label_smoothing", num_warmup_steps="warmup_steps", pref_loss="loss_type", sample_packing="packing",
+    per_gpu_train_batch_size="per_device_train_batch_size", per_gpu_eval_batch_size="per_device_eval_batch_size",
     preprocessing_num_workers="dataset_num_proc", random_seed="seed", save_dir="output_dir", scheduler="lr_scheduler_type",
     sequence_len="max_length", steps="max_steps", test_size="eval_size", test_split="eval_split", torch_dtype="dtype",
     train_batch_size="per_device_train_batch_size", train_file="dataset_name", train_split="dataset_split", val_size="eval_size",
     warmup="warmup_steps", warmup_ratio="warmup_steps", wd="weight_decay")
 _OF_THE_MODEL = ("attn_implementation", "load_in_4bit", "load_in_8bit", "model_revision", "revision", "trust_remote_code", "use_flash_attn")
+_THE_REFERENCE = "the reference is the model as it is when training starts; another one is given in Python, SLPOTrainer(model, ref_model=...)"
+_ADAPTERS = "adapters are given in Python, SLPOTrainer(..., peft_config=...)"
+_ELSEWHERE = dict(
+    adapter=_ADAPTERS, finetuning_type=_ADAPTERS, lora_alpha=_ADAPTERS, lora_dropout=_ADAPTERS, lora_r=_ADAPTERS, lora_rank=_ADAPTERS, lora_target=_ADAPTERS,
+    lora_target_modules=_ADAPTERS, use_peft=_ADAPTERS, no_cuda="--use_cpu trains on the CPU", use_gpu="an accelerator is used where there is one; --use_cpu trains without",
+    ref_model=_THE_REFERENCE, ref_model_name_or_path=_THE_REFERENCE, ref_model_path=_THE_REFERENCE, reference_model=_THE_REFERENCE, reference_name_or_path=_THE_REFERENCE,
+    reference_free="every loss here has a reference; without one there is loss_type sft")
 
 def _meant(name:str, known) -> str:
     "What another trainer's name, or a slip of the hand, is here: a setting, with what differs; '' where nothing is like it."
     name = name.lstrip("-").replace("-", "_")
     if name in _OF_THE_MODEL: return "model_init_kwargs (arguments of from_pretrained, as JSON)" if "model_init_kwargs" in known else ""
-    found = _OTHERS_NAMES.get(name) or next(iter(difflib.get_close_matches(name, known, n=1, cutoff=.85)), "")
+    near = difflib.get_close_matches(name, known, n=3, cutoff=.85)
+    found = _OTHERS_NAMES.get(name) or next((other for other in near if _is_slip(name, other)), "")
     if found not in known: return ""
     return found + " (below 1: a share of all steps)"*(name == "warmup_ratio")
+
+# %% ../nbs/09_cli.ipynb #cell-400
+def _is_slip(name:str, other:str) -> bool:
+    "Whether two names differ by a slip of the hand: not by a word more, another number, or another word."
+    words, others = name.split("_"), other.split("_")
+    mine = "".join(word for word in words if word not in others)
+    theirs = "".join(word for word in others if word not in words)
+    def digits(text): return [letter for letter in text if letter.isdigit()]
+    if digits(name) != digits(other) or bool(mine) != bool(theirs): return False
+    return difflib.SequenceMatcher(None, mine, theirs).ratio() > .7
+
+def _advice(name:str, known, dashes:str="") -> str:
+    "What to say of a name that is no setting; '' where nothing is like it."
+    name = name.lstrip("-").replace("-", "_")
+    if "train_size" in known and name in _ELSEWHERE: return _ELSEWHERE[name]
+    meant = _meant(name, known)
+    return f"did you mean {dashes}{meant}?" if meant else ""
 
 def _kinds(hint) -> set:
     "The types that a setting may have; Enums and Literals are texts."
@@ -117,6 +147,7 @@ def _read_value(value, # as YAML has it
     "The value as the setting wants it. Raises `ValueError` that says what was found and what is expected."
     expected = _expected(kinds, choices)
     if value is None:
+        if written == "~" and str in kinds: raise ValueError("is ~, which YAML reads as empty: write null, or the name of your home folder in full")
         if optional: return None
         raise ValueError(f"is empty: expected {expected}")
     if isinstance(value, (dict, list)):
@@ -128,13 +159,46 @@ def _read_value(value, # as YAML has it
         meant = str in kinds and written.lower() != truth and (not choices or written.lower() in choices)
         raise ValueError(f'{said}: write "{written}"' if meant else f"{said}: expected {expected}")
     if isinstance(value, bool): return value
-    for kind, read in ((bool, string_to_bool), (int, _whole), (float, float)):
+    for kind, read in ((bool, _truth), (int, _whole), (float, float)):
         if kind not in kinds: continue
         number = isinstance(value, (int, float)) and kind is not bool
+        if number: _check_written(value, written)
         try: return read(value if number else written)
         except (ValueError, OverflowError, argparse.ArgumentTypeError): pass
     if str not in kinds or choices and written not in choices: raise ValueError(f"is {written!r}: expected {expected}")
     return written
+
+def _check_written(value, written:str):
+    "Raise `ValueError` where the number that YAML read is not the one that stands there: 010 is 8 to it, and 1:30 is 90."
+    if written.lower().lstrip("+-") in (".inf", ".nan"): return
+    for read in (float, lambda text: int(text, 0)):
+        try:
+            if read(written) == value: return
+        except ValueError: pass
+    plain = written.lstrip("+-").lstrip("0")
+    ways = f"{plain} or {value}" if plain.isdigit() else f"{value}"
+    raise ValueError(f"is {written}, which YAML reads as {value}: write {ways}, in plain digits, whichever is meant")
+
+# %% ../nbs/09_cli.ipynb #cell-401
+def _check_inside(node):
+    "Raise `ValueError`, with its line, for a value inside a list or a block that YAML reads as something other than what is written."
+    parts = node.value if isinstance(node.value, list) else []
+    for part in parts:
+        for inner in part if isinstance(part, tuple) else (part,): _check_inside(inner)
+    if not isinstance(node, yaml.ScalarNode): return
+    kind, written = node.tag.rpartition(":")[2], node.value
+    try:
+        if kind in ("int", "float"): _check_written(yaml.safe_load(written), written)
+        if kind == "timestamp": raise ValueError(f'holds {written}, which YAML reads as a date: write "{written}"')
+        if kind == "bool" and written.lower() not in ("true", "false"):
+            truth = str(yaml.safe_load(written)).lower()
+            raise ValueError(f'holds {written}, which YAML reads as {truth}: write "{written}", or {truth}')
+    except ValueError as e: raise ValueError(f"{e} (line {node.start_mark.line + 1})") from None
+
+def _truth(word:str) -> bool:
+    "yes, no, on, off and the like: what YAML takes for true and false is so on the command line, too."
+    if word.lower() in ("on", "off"): return word.lower() == "on"
+    return string_to_bool(word)
 
 def _whole(number) -> int:
     "1e3 is a whole number too."
@@ -155,7 +219,9 @@ def _recipe(name:str) -> tuple: # (text, what to call it in a message)
     shipped = sorted(f.name.removesuffix(".yaml") for f in RECIPES.iterdir() if f.name.endswith(".yaml"))
     if Path(name).is_file(): file = Path(name)
     elif name in shipped: file = RECIPES/f"{name}.yaml"
-    else: raise FileNotFoundError(f"--config {name}: neither a file nor one of the recipes {', '.join(shipped)}")
+    else:
+        close = difflib.get_close_matches(Path(name).name.removesuffix(".yml").removesuffix(".yaml"), shipped, n=1)
+        raise FileNotFoundError(f"--config {name}: neither a file nor one of the recipes {', '.join(shipped)}" + (f"; did you mean --config {close[0]}?" if close else ""))
     try: return file.read_text(encoding="utf-8"), file.name
     except UnicodeDecodeError as e: raise ValueError(f"{file.name}: not UTF-8 (byte {e.start + 1})") from None
 
@@ -174,10 +240,18 @@ def _read_yaml(text:str, file:str) -> dict: # name -> (value, as it is written, 
         if key.value in found: raise ValueError(f"{file}: line {line}: {key.value} stands in line {found[key.value][2]} already")
         if key.value not in settings: raise ValueError(f"{file}: line {line}: {key.value!r} is no name of a setting")
         written = value.value if isinstance(value.value, str) else ""
+        if not isinstance(value, yaml.ScalarNode):
+            try: _check_inside(value)
+            except ValueError as e: raise ValueError(f"{file}: line {line}: {key.value} {e}") from None
         found[key.value] = settings[key.value], written, line
     return found
 
 # %% ../nbs/09_cli.ipynb #cell-297
+_CHOICES = {"loss_type": [*LOSSES, "sigmoid"], "form": [*FORMS], "target": ["mass", "ratio"], "preset": [*PRESETS], "truncation_mode": ["keep_end", "keep_start"],
+            "completion_tokens": ["joint", "apart"], "on_bad_rows": ["raise", "drop"], "sft_targets": ["all", "unique_prompts"]}
+_OTHER_WORDS = {"dtype": "float32, bfloat16, float16 or auto", "temperature": "a positive number, or length", "report_to": "none, all, or a tracker's name",
+                "model_init_kwargs": "'name: value' lines"}
+
 def _settings(parser:HfArgumentParser, classes:tuple, name:str) -> dict: # name -> value
     "What a recipe sets, as the settings want it. Raises `ValueError`, naming file, line and setting, for what they cannot be."
     text, file = _recipe(name)
@@ -186,26 +260,58 @@ def _settings(parser:HfArgumentParser, classes:tuple, name:str) -> dict: # name 
     actions = {a.dest: a for a in reversed(parser._actions)}                                     # --x before --no_x
     known = {n for n in actions if n in hints}
     if strange := [n for n in found if n not in known]:
-        said = [n + (f" (did you mean {meant}?)" if (meant := _meant(n, known)) else "") for n in strange]
+        said = [n + (f" ({advice})" if (advice := _advice(n, known)) else "") for n in strange]
         raise ValueError(f"{file}: no such settings: {', '.join(said)}")
     settings = {}
     for n, (value, written, line) in found.items():
         kinds, action = _kinds(hints[n]), actions[n]
         optional = type(None) in kinds or "None" in (action.help or "")                          # as --help says
-        try: settings[n] = _read_value(value, written, kinds, action.choices, optional)
+        choices = action.choices or _CHOICES.get(n)
+        if isinstance(value, bool) and n in _OTHER_WORDS and bool not in kinds:
+            raise ValueError(f"{file}: line {line}: {n} is {str(value).lower()}"
+                             + f" (YAML reads {written} as {str(value).lower()})"*(written.lower() != str(value).lower()) + f": expected {_OTHER_WORDS[n]}")
+        try: settings[n] = _read_value(value, written, kinds, choices, optional)
         except ValueError as e: raise ValueError(f"{file}: line {line}: {n} {e}") from None
     return settings
 
+def _reader(read, expected:str):
+    "A type for argparse that says what is expected, and reads what a recipe may have."
+    def wanted(word):
+        try: return read(word)
+        except (ValueError, OverflowError, argparse.ArgumentTypeError): raise argparse.ArgumentTypeError(f"is {word!r}: expected {expected}") from None
+    return wanted
+
+def _whole_word(word:str) -> int:
+    try: return int(word)
+    except ValueError: return _whole(word)
+
+_READERS = {string_to_bool: _reader(_truth, "true or false"), int: _reader(_whole_word, "a whole number"), float: _reader(float, "a number")}
+
+# %% ../nbs/09_cli.ipynb #cell-402
+def _check_json_file(name:str, value):
+    "Raise `ValueError` where a setting names a file of JSON, and there is none."
+    if not isinstance(value, str) or value.lstrip().startswith("{"): return
+    path = Path(value)
+    if path.is_dir(): raise ValueError(f"--{name} {value}: is a folder: expected a file of JSON")
+    if not path.is_file(): raise ValueError(f"--{name} {value}: no such file: expected a file of JSON, or the JSON itself")
+    try: json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e: raise ValueError(f"--{name} {value}: not JSON ({e})") from None
+
+def _no_usage(message:str):
+    "For argparse, which would print a page of usage: raise its message alone, with one spelling of the flag."
+    raise ValueError(re.sub(r"^argument (--\w+)(/--[\w-]+)*", r"\1", message))
+
 def _parse(parser:HfArgumentParser, argv:list) -> list:
     "What `parse_args_into_dataclasses` returns; raises `ValueError` for flags that do not exist, or lack a value: one line instead of a page of usage."
-    def error(message): raise ValueError(message)
-    parser.error = error
+    parser.error = _no_usage
+    for action in parser._actions:
+        if action.type in _READERS: action.type = _READERS[action.type]
     *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         flag = unknown[0].split("=")[0]
-        meant = _meant(flag, {a.dest for a in parser._actions}) if flag.startswith("--") else ""
+        advice = _advice(flag, {a.dest for a in parser._actions}, "--") if flag.startswith("--") else ""
         what = "unknown flag" if flag.startswith("-") else "a word without a flag:"
-        raise ValueError(f"{what} {unknown[0]}" + (f": did you mean --{meant}?" if meant else ""))
+        raise ValueError(f"{what} {unknown[0]}" + f": {advice}"*bool(advice))
     return parsed
 
 # %% ../nbs/09_cli.ipynb #cell-007
@@ -217,6 +323,8 @@ def parse_run(argv:list=None, # flags; default: those of the command line
     argv = ["--bf16=true" if flag == "--bf16" and word.startswith("--") else flag for flag, word in zip(argv, after)]     # what may be unset needs a value
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "model_name_or_path", "dataset_name", "output_dir"): first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"): first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
+    first.error = _no_usage
     given, _ = first.parse_known_args(argv)
     asked = any(flag in ("-h", "--help") for flag in argv)
     config, settings, classes = given.config, {}, (RunArguments, SLPOConfig)
@@ -225,9 +333,10 @@ def parse_run(argv:list=None, # flags; default: those of the command line
     parser.description = "Align a language model on preferences by supervised learning. " + _whose_defaults(config)
     parser.add_argument("--config", help="YAML file or shipped recipe with settings; flags win over it.")
     if config: settings = _settings(parser, classes, config)
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"): _check_json_file(name, getattr(given, name) or settings.get(name))
     parser.set_defaults(**settings)
     run, args, *_ = _parse(parser, argv)
-    if not (given.output_dir or "output_dir" in settings): args.output_dir = _fresh_folder(f"runs/{Path(config or run.dataset_name).name}-{args.loss_type}", run.resume)
+    if not (given.output_dir or settings.get("output_dir")): args.output_dir = _fresh_folder(f"runs/{Path(config or run.dataset_name).name}-{args.loss_type}", run.resume)
     return run, args
 
 def _whose_defaults(config:str=None) -> str:
@@ -235,7 +344,7 @@ def _whose_defaults(config:str=None) -> str:
     if config: return f"The defaults shown are those of the recipe {config}."
     text, _ = _recipe("world")
     its = ", ".join(f"{k} {v}" for k, v in yaml.safe_load(text).items() if k != "dataset_name")
-    return f"Without --model_name_or_path, --dataset_name and --config: a small world, three minutes, with settings of its own ({its}). The defaults shown are those for your model and your data."
+    return f"Without --model_name_or_path, --dataset_name and --config: a small world, a few minutes, with settings of its own ({its}). The defaults shown are those for your model and your data."
 
 def _fresh_folder(base:str, resume:bool) -> str:
     "`base`, or the first of base-2, base-3, … that does not exist; to resume, the last that does. Raises `ValueError` where several processes would have to agree."
@@ -316,6 +425,7 @@ def _load_policy(run:RunArguments, args:SLPOConfig, train:Dataset) -> tuple:
     "(model, tokenizer) by name, or a small Pythia with a tokenizer made from the built-in world."
     name = run.model_name_or_path
     if name is not None:
+        check_model_files(name, run.gguf_file, "--model_name_or_path", **_init_kwargs(args))       # before words: what is no model has none
         tokenizer = load_tokenizer(name, run.gguf_file, "--model_name_or_path")
         return load_model(name, gguf_file=run.gguf_file, what="--model_name_or_path", **{"dtype": run.dtype, **_init_kwargs(args)}), tokenizer
     if run.dataset_name != "world": raise ValueError(f"--model_name_or_path is missing: which model is to be trained on {run.dataset_name}?")
