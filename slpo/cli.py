@@ -115,6 +115,7 @@ def _meant(name:str, known) -> str:
     if found not in known: return ""
     return found + " (below 1: a share of all steps)"*(name == "warmup_ratio")
 
+# %% ../nbs/09_cli.ipynb #cell-400
 def _is_slip(name:str, other:str) -> bool:
     "Whether two names differ by a slip of the hand: not by a word more, another number, or another word."
     words, others = name.split("_"), other.split("_")
@@ -179,6 +180,7 @@ def _check_written(value, written:str):
     ways = f"{plain} or {value}" if plain.isdigit() else f"{value}"
     raise ValueError(f"is {written}, which YAML reads as {value}: write {ways}, in plain digits, whichever is meant")
 
+# %% ../nbs/09_cli.ipynb #cell-401
 def _check_inside(node):
     "Raise `ValueError`, with its line, for a value inside a list or a block that YAML reads as something other than what is written."
     parts = node.value if isinstance(node.value, list) else []
@@ -286,6 +288,7 @@ def _whole_word(word:str) -> int:
 
 _READERS = {string_to_bool: _reader(_truth, "true or false"), int: _reader(_whole_word, "a whole number"), float: _reader(float, "a number")}
 
+# %% ../nbs/09_cli.ipynb #cell-402
 def _check_json_file(name:str, value):
     "Raise `ValueError` where a setting names a file of JSON, and there is none."
     if not isinstance(value, str) or value.lstrip().startswith("{"): return
@@ -419,6 +422,9 @@ def _without_prompts(rows:Dataset, test:Dataset, run:RunArguments) -> Dataset:
     return rows.select(keep) if less else rows
 
 # %% ../nbs/09_cli.ipynb #cell-287
+#| export
+
+# %% ../nbs/09_cli.ipynb #cell-462
 def _check_files(run:RunArguments, args:SLPOConfig):
     "Look at the model's files, and then at its tokenizer's. Raises `FileNotFoundError`, `ValueError`."
     name, what = run.model_name_or_path, "--model_name_or_path"
@@ -509,6 +515,7 @@ def _check_stages(run:RunArguments, args:SLPOConfig):
     if run.sft_epochs and args.loss_type != "sft" and shared:
         raise ValueError("sft_epochs with FSDP or DeepSpeed would hand a model that is shared out to a second trainer: run two commands, --loss_type sft first, and then its folder as --model_name_or_path")
 
+# %% ../nbs/09_cli.ipynb #cell-461
 def _check_best(args:SLPOConfig):
     "Raise `ValueError` for a metric to choose by that no evaluation has."
     name = args.metric_for_best_model

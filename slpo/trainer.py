@@ -488,6 +488,7 @@ def check_tokenizer_files(name, # folder or hub id
         if not tokenizer.vocab_files_names: return
     raise FileNotFoundError(_no_tokenizer(what, name, _listing(path)))
 
+# %% ../nbs/07_trainer.ipynb #cell-460
 def _broken_file(folder:Path) -> str:
     "Which of a tokenizer's files cannot be read, and why; '' where all can."
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"):
@@ -566,8 +567,13 @@ def _check_model(model, tokenizer):
     if getattr(config, "output_router_logits", False):
         raise ValueError("mixture-of-experts auxiliary losses are not supported: set output_router_logits=False")
     if config.is_encoder_decoder: raise ValueError("encoder-decoder models are not supported")
+    _check_vocabulary(model, tokenizer, "the model")
+
+def _check_vocabulary(model, tokenizer, what:str):
+    "Raise `ValueError` where the tokenizer has tokens that a model does not know."
     vocabulary = _vocabulary(model)
-    if len(tokenizer) > vocabulary: raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
+    if len(tokenizer) > vocabulary:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, {what} only {vocabulary}")
 
 def _check_length_stays(model):
     "Raise `ValueError` for adapters that put tokens of their own in front of a row: what is scored would be at other places."
@@ -908,6 +914,11 @@ def _prepared(model, tokenizer, args, peft_config):
     return model
 
 # %% ../nbs/07_trainer.ipynb #cell-407
+def _check_trainable(model):
+    "Raises `ValueError` where there is nothing to train."
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("no weight of the model is trainable, requires_grad is False for all: unfreeze some, or give a peft_config")
+
 def _check_causal(model):
     """Raises `ValueError` for a model in which an earlier token's logits depend on a later token, and for one
     without logits of its vocabulary."""
@@ -958,7 +969,9 @@ class SLPOTrainer(Trainer):
         model = _load_model(model, args)
         tokenizer = _load_words(model, args, processing_class)
         model = _prepared(model, tokenizer, args, peft_config)
-        if train_dataset is not None: _check_precision(model, args, optimizers[0] is not None)
+        if train_dataset is not None:
+            _check_trainable(model)
+            _check_precision(model, args, optimizers[0] is not None)
         self._sft = args.loss_type == "sft"
         self._changes, self._data_name = [], None
         self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
@@ -972,6 +985,7 @@ class SLPOTrainer(Trainer):
         self.label_names = ["labels"]
         self.add_callback(_Interrupt(self))
         ref_model = _load_model(ref_model, args, "ref_model", model.dtype)
+        if ref_model is not None: _check_vocabulary(ref_model, tokenizer, "ref_model")
         if ref_model is not None and args.disable_dropout: _disable_dropout(ref_model)
         self._settle_layout(ref_model)
         self._set_reference(ref_model)

@@ -266,7 +266,7 @@ def from_file(rows, sft, tmp_path):
     except BadRows as e: left = {f.row for f in e.findings}
     assert len(out) == len(rows) - len(left)
     for got, row in zip(out, (row for i, row in enumerate(rows) if i not in left)):
-        want = _split_row(row, sft)[0]
+        want, got = _split_row(row, sft)[0], {c: x for c, x in got.items() if not c.startswith("__slpo_")}
         assert not _check_row(got, sft) and set(got) <= set(want)
         for c in got: assert got[c] in (want[c], [want[c]]) or "role" in repr(want[c])
 

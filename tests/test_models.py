@@ -492,3 +492,13 @@ def test_what_is_no_causal_language_model_is_refused(tmp_path):
     for other, words in ((BertForMaskedLM(bert), "earlier tokens see the later ones"), (whole.gpt_neox, "GPTNeoXModel"),
                          (GPTNeoXForSequenceClassification(neox), "GPTNeoXForSequenceClassification")):
         with pytest.raises(ValueError, match=words): _check_causal(other)
+
+
+def test_what_cannot_be_trained_or_compared_is_said_first(tmp_path):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from slpo.trainer import _check_trainable, _check_vocabulary
+    tokenizer = train_tokenizer(["a"], vocab_size=257)
+    small = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    with pytest.raises(ValueError, match="257 tokens, ref_model only 200"): _check_vocabulary(small, tokenizer, "ref_model")
+    _check_trainable(small)
+    with pytest.raises(ValueError, match="no weight of the model is trainable"): _check_trainable(small.requires_grad_(False))

@@ -89,6 +89,7 @@ def test_every_data_set_and_every_model_counts(where, tmp_path, caplog):
             "one of several": lambda: trainer(narrow, tmp_path, short, {"a": short, "b": long}), "ref_model": lambda: trainer(wide, tmp_path, long, ref_model=narrow)}
     assert not made[where]().data_collator.packed
     assert ("the reference model" if where == "ref_model" else "the model") + " cannot be packed, its attention looks back 25 tokens" in caplog.text
+    narrow = model_that_sees("window", 25)                       # the other one is frozen where it was a reference
     assert trainer(narrow, tmp_path, short, short).data_collator.packed and trainer(wide, tmp_path, long).data_collator.packed
 
 
