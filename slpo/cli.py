@@ -24,6 +24,7 @@ import typing
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ from .dpo import preference_accuracy
 from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
 from .loss import FORMS, PRESETS
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import LOSSES, _KNOBS, _STAYS, Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _is_path, _knob, _LOSS_DEFAULTS, _metrics, _tokenized, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
+from .trainer import LOSSES, _KNOBS, _STAYS, Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _is_path, _knob, _LOSS_DEFAULTS, _metrics, _tokenized, _vocabulary, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
@@ -291,6 +292,7 @@ _READERS = {string_to_bool: _reader(_truth, "true or false"), int: _reader(_whol
 # %% ../nbs/09_cli.ipynb #cell-402
 def _check_json_file(name:str, value):
     "Raise `ValueError` where a setting names a file of JSON, and there is none."
+    if value and name == "deepspeed" and not find_spec("deepspeed"): raise ValueError("--deepspeed: it is not installed: pip install deepspeed")
     if not isinstance(value, str) or value.lstrip().startswith("{"): return
     path = Path(value)
     if path.is_dir(): raise ValueError(f"--{name} {value}: is a folder: expected a file of JSON")
@@ -421,9 +423,6 @@ def _without_prompts(rows:Dataset, test:Dataset, run:RunArguments) -> Dataset:
     if less := len(rows) - len(keep): print(f"{_count(less)} of the split {run.dataset_split!r} {'has a prompt' if less == 1 else 'have prompts'} of the split {run.eval_split!r}: not trained on")
     return rows.select(keep) if less else rows
 
-# %% ../nbs/09_cli.ipynb #cell-287
-#| export
-
 # %% ../nbs/09_cli.ipynb #cell-462
 def _check_files(run:RunArguments, args:SLPOConfig):
     "Look at the model's files, and then at its tokenizer's. Raises `FileNotFoundError`, `ValueError`."
@@ -436,7 +435,7 @@ def _check_words_fit(what:str, name:str, model, tokenizer, eos:bool=True):
     if eos and tokenizer.eos_token_id is None:
         raise ValueError(f"{what} {name}: its tokenizer has no EOS token, and a completion must say when it is over: "
                          f"write the one that the model was trained with as \"eos_token\" into {Path(name)/'tokenizer_config.json'}")
-    size = model.config.get_text_config().vocab_size
+    size = _vocabulary(model)
     if len(tokenizer) > size:
         raise ValueError(f"{what} {name}: its tokenizer has {len(tokenizer):,} tokens, the model only {size:,}: put the tokenizer that the model was "
                          "trained with into that folder, or enlarge the model in Python, model.resize_token_embeddings(len(tokenizer)), and save it there")
@@ -660,6 +659,7 @@ def _sft_stage(run, args, model, tokenizer, data, test) -> tuple:
     "(the model, what metrics.json says of it) of supervised fine-tuning on rows of text, or groups of token ids."
     changes = dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
                    per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft", **_LOSS_DEFAULTS)
+    if args.metric_for_best_model: changes |= dict(metric_for_best_model="loss", greater_is_better=False)      # it has no other
     of_other_losses = {"preset", *" ".join(_KNOBS.values()).split()}           # without effect here
     changes |= {f.name: f.default for f in fields(args) if f.name in of_other_losses}
     stage = _stage("sft", model, tokenizer, args, data, test, **changes if args.loss_type != "sft" else {})

@@ -146,10 +146,17 @@ def test_a_word_means_the_same_in_a_recipe_and_on_the_command_line(tmp_path, nam
 @pytest.mark.parametrize("flags, message", [
     (["--max_steps", "2.5"], "--max_steps: is '2.5': expected a whole number"), (["--packing", "maybe"], "--packing: is 'maybe': expected true or false"), (["--learning_rate", "fast"], "--learning_rate: is 'fast': expected a number"),
     (["--config"], "--config: expected one argument"), (["--config", "world.yaml"], "did you mean --config world?"), (["--config", "wrold"], "did you mean --config world?"),
-    (["--deepspeed", "ds.json"], "--deepspeed ds.json: no such file"), (["--fsdp_config", "."], "--fsdp_config .: is a folder"), (["--accelerator_config", "bad.json"], "--accelerator_config bad.json: not JSON")])
+    (["--fsdp_config", "ds.json"], "--fsdp_config ds.json: no such file"), (["--fsdp_config", "."], "--fsdp_config .: is a folder"), (["--accelerator_config", "bad.json"], "--accelerator_config bad.json: not JSON")])
 def test_flags_that_cannot_be_are_named_without_a_page_of_usage(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path/"bad.json").write_text("{")
     with pytest.raises((ValueError, OSError)) as e: parse_run([*flags, "--output_dir", "out"])
     assert message in str(e.value) and "\n" not in str(e.value)
     assert "usage" not in "".join(capsys.readouterr())
+
+
+def test_deepspeed_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for installed, message in ((None, "--deepspeed: it is not installed"), (True, "--deepspeed ds.json: no such file")):
+        monkeypatch.setattr("slpo.cli.find_spec", lambda name: installed)
+        with pytest.raises(ValueError, match=message): parse_run(["--deepspeed", "ds.json", "--output_dir", "out"])

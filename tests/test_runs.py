@@ -297,6 +297,12 @@ def test_the_best_model_is_chosen_by_what_its_evaluation_has(here, capsys, loss)
     assert any({f"eval_{name}" for name in offered} <= set(entry) for entry in log)
 
 
+def test_a_stage_before_has_its_loss_alone_to_choose_by(here, capsys):
+    flags = [*here, *SHORT, "--eval_size", "4", "--sample_prompts", "0", "--sft_epochs", "0.2", "--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1",
+             "--load_best_model_at_end", "true", "--metric_for_best_model", "rewards/margins"]
+    assert train_main(flags) == 0, capsys.readouterr().err
+
+
 # -- weights that are shared out
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
