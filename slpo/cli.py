@@ -466,6 +466,7 @@ def _tokenized_rows(rows:Dataset, tokenizer, args:SLPOConfig) -> tuple:
         rows = rows.select([i for i, row in enumerate(rows[ROW]) if row in kept])
     return rows, groups
 
+# %% ../nbs/09_cli.ipynb #cell-403
 def _extras(rows:Dataset) -> list:
     "What the chat template is given beside the messages of each row: tools and settings of its own, where there are any."
     names = [name for name in ("tools", "chat_template_kwargs") if name in rows.column_names]

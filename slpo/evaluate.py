@@ -425,6 +425,7 @@ def _retry_after(value) -> float:
     try: return max(0., parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError, OverflowError): return 0.
 
+# %% ../nbs/08_evaluate.ipynb #cell-400
 class Judge:
     "A language model behind an OpenAI-compatible server; call it with a question. Raises `ValueError` for a URL or key that cannot be one, `JudgeError` where no answer comes."
     def __init__(self, url:str, # up to and with "/v1"

@@ -914,6 +914,16 @@ def _prepared(model, tokenizer, args, peft_config):
     return model
 
 # %% ../nbs/07_trainer.ipynb #cell-407
+def _prepared_reference(ref_model, args, dtype, tokenizer):
+    "The reference model, where one was given: loaded, without dropout. Raises `ValueError` where it does not fit."
+    ref_model = _load_model(ref_model, args, "ref_model", dtype)
+    if ref_model is None:
+        return None
+    _check_vocabulary(ref_model, tokenizer, "ref_model")
+    if args.disable_dropout:
+        _disable_dropout(ref_model)
+    return ref_model
+
 def _check_trainable(model):
     "Raises `ValueError` where there is nothing to train."
     if not any(p.requires_grad for p in model.parameters()):
@@ -984,9 +994,7 @@ class SLPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = True                                                  # our loss is divided by the step's groups
         self.label_names = ["labels"]
         self.add_callback(_Interrupt(self))
-        ref_model = _load_model(ref_model, args, "ref_model", model.dtype)
-        if ref_model is not None: _check_vocabulary(ref_model, tokenizer, "ref_model")
-        if ref_model is not None and args.disable_dropout: _disable_dropout(ref_model)
+        ref_model = _prepared_reference(ref_model, args, model.dtype, tokenizer)
         self._settle_layout(ref_model)
         self._set_reference(ref_model)
 
