@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ BLOCKS = [Block(language, text, re.sub(r"^    ", "", shown or "", flags=re.M)) f
 
 def stand_in(folder, model):
     "Puts a tiny model and a few rows where README's names point, as seen from `folder`."
-    for name in MODELS: (folder/name).parent.mkdir(parents=True, exist_ok=True); (folder/name).symlink_to(model)
+    for name in MODELS: (folder/name).parent.mkdir(parents=True, exist_ok=True); shutil.copytree(model, folder/name)      # a copy: some commands write into the folder they read
     rows = "".join(json.dumps({"prompt": f"{n} plus 1 is", "chosen": f" {n + 1}.", "rejected": f" {n}."}) + "\n" for n in range(2, 34))     # README's own
     hh = "".join(json.dumps({c: f"\n\nHuman: What is {i}?\n\nAssistant: {c} {i}" for c in ("chosen", "rejected")}) + "\n" for i in range(64))
     for name in DATA: (folder/name).parent.mkdir(parents=True, exist_ok=True); (folder/name).write_text(rows)
