@@ -1,4 +1,5 @@
 "Packaging: every value comes from settings.ini, where nbdev keeps it."
+
 import re
 import shlex
 from configparser import ConfigParser
@@ -16,7 +17,9 @@ setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=re.sub(r"(!?)\[([^]]*)\]\((?!https?:|#)[^)]*\)", lambda m: "" if m[1] else m[2], readme),    # links into the repository lead nowhere on a package index
+    long_description=re.sub(
+        r"(!?)\[([^]]*)\]\((?!https?:|#)[^)]*\)", lambda m: "" if m[1] else m[2], readme
+    ),  # links into the repository lead nowhere on a package index
     long_description_content_type="text/markdown",
     keywords=cfg["keywords"].split(),
     author=cfg["author"],
@@ -33,7 +36,10 @@ setup(
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
-        *(f"Programming Language :: Python :: {version}" for version in cfg["tested_pythons"].split()),
+        *(
+            f"Programming Language :: Python :: {version}"
+            for version in cfg["tested_pythons"].split()
+        ),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

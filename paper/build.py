@@ -5,6 +5,7 @@
 
 Needs what `pip install -e '.[dev]'` installs, and TeX Live: apt install latexmk texlive-latex-extra texlive-fonts-recommended lmodern
 """
+
 import argparse
 import os
 import re
@@ -15,20 +16,37 @@ import tempfile
 from pathlib import Path
 
 PAPER = Path(__file__).parent
-NBS = PAPER.parent/"nbs"
+NBS = PAPER.parent / "nbs"
 
 
 def run(*command, cwd=PAPER, **variables):
     "Run a command to its end. Raises `SystemExit` with what it printed where it fails or is not installed."
-    if not shutil.which(command[0]): sys.exit(f"{command[0]} is not installed: see the head of {Path(__file__).name}")
-    done = subprocess.run([str(c) for c in command], cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, errors="replace")
+    if not shutil.which(command[0]):
+        sys.exit(f"{command[0]} is not installed: see the head of {Path(__file__).name}")
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
     out = done.stdout + done.stderr
-    if done.returncode: sys.exit(f"{' '.join(map(str, command))} failed:\n" + ("\n".join(re.findall(r"^\S+\.tex:\d+: .*(?:\n.+)*", out, flags=re.M)) or out[-4000:]))
+    if done.returncode:
+        sys.exit(
+            f"{' '.join(map(str, command))} failed:\n"
+            + ("\n".join(re.findall(r"^\S+\.tex:\d+: .*(?:\n.+)*", out, flags=re.M)) or out[-4000:])
+        )
 
 
 def notebooks():
     "Those that draw a figure or keep a number, in order; 15_paper, which collects the numbers, is the last."
-    return [path for path in sorted(NBS.glob("[0-9]*.ipynb")) if "01" <= path.name[:2] and re.search(r"(?<!\.)\bsave(fig|numbers)\(", path.read_text(encoding="utf-8"))]
+    return [
+        path
+        for path in sorted(NBS.glob("[0-9]*.ipynb"))
+        if "01" <= path.name[:2]
+        and re.search(r"(?<!\.)\bsave(fig|numbers)\(", path.read_text(encoding="utf-8"))
+    ]
 
 
 def draw():
@@ -36,35 +54,69 @@ def draw():
     paths = notebooks()
     for i, path in enumerate(paths, 1):
         print(f"[{i}/{len(paths)}] {path.name}", flush=True)
-        run("nbdev_test", "--path", path, cwd=PAPER.parent, SLPO_FIGURES=str(PAPER.resolve()/"figures"), OMP_NUM_THREADS="1")
+        run(
+            "nbdev_test",
+            "--path",
+            path,
+            cwd=PAPER.parent,
+            SLPO_FIGURES=str(PAPER.resolve() / "figures"),
+            OMP_NUM_THREADS="1",
+        )
 
 
 def typeset(paper=PAPER, to=None):
     "slpo.pdf in `to`, and what LaTeX's log complains of. The clock is set to 0, so that the same text is the same file."
     to = Path(to or paper)
     with tempfile.TemporaryDirectory() as aux:
-        def latexmk(*more): run("latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", f"-outdir={aux}", *more, "slpo.tex", cwd=paper, SOURCE_DATE_EPOCH="0", FORCE_SOURCE_DATE="1")
-        def log(): return (Path(aux)/"slpo.log").read_text(errors="replace")
+
+        def latexmk(*more):
+            run(
+                "latexmk",
+                "-pdf",
+                "-interaction=nonstopmode",
+                "-halt-on-error",
+                "-file-line-error",
+                f"-outdir={aux}",
+                *more,
+                "slpo.tex",
+                cwd=paper,
+                SOURCE_DATE_EPOCH="0",
+                FORCE_SOURCE_DATE="1",
+            )
+
+        def log():
+            return (Path(aux) / "slpo.log").read_text(errors="replace")
+
         latexmk()
-        for _ in range(4):                                     # it takes an auxiliary file of the same second and size for unchanged
-            if "Rerun to get" in log(): latexmk("-g")
-        bibliography = (Path(aux)/"slpo.blg").read_text(errors="replace")
+        for _ in range(4):  # it takes an auxiliary file of the same second and size for unchanged
+            if "Rerun to get" in log():
+                latexmk("-g")
+        bibliography = (Path(aux) / "slpo.blg").read_text(errors="replace")
         found = complaints(log(), bibliography)
-        shutil.copy(Path(aux)/"slpo.pdf", to/"slpo.pdf")
+        shutil.copy(Path(aux) / "slpo.pdf", to / "slpo.pdf")
     return found
 
 
-def complaints(log:str, bibliography:str="") -> list: # of str
+def complaints(log: str, bibliography: str = "") -> list:  # of str
     "Undefined references, boxes that stick out by more than 2 pt, missing glyphs, other warnings."
-    log = re.sub(r"(?<=.{79})\n", "", log)                                                  # TeX breaks its lines at 79 characters
-    found = re.findall(r"^(?:LaTeX|Package|Class)\b.*Warning.*|^Missing character.*|^Overfull .*", log, flags=re.M) + re.findall(r"^Warning--.*", bibliography, flags=re.M)
-    def small(line): return (over := re.match(r"Overfull \\[hv]box \((\d+\.?\d*)pt", line)) and float(over[1]) <= 2
+    log = re.sub(r"(?<=.{79})\n", "", log)  # TeX breaks its lines at 79 characters
+    found = re.findall(
+        r"^(?:LaTeX|Package|Class)\b.*Warning.*|^Missing character.*|^Overfull .*", log, flags=re.M
+    ) + re.findall(r"^Warning--.*", bibliography, flags=re.M)
+
+    def small(line):
+        return (over := re.match(r"Overfull \\[hv]box \((\d+\.?\d*)pt", line)) and float(
+            over[1]
+        ) <= 2
+
     return [line for line in found if not small(line)]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tex", action="store_true", help="typeset only")
-    if not parser.parse_args().tex: draw()
-    if found := typeset(): sys.exit("slpo.pdf was written, but:\n" + "\n".join(found))
-    print(f"wrote {PAPER/'slpo.pdf'}")
+    if not parser.parse_args().tex:
+        draw()
+    if found := typeset():
+        sys.exit("slpo.pdf was written, but:\n" + "\n".join(found))
+    print(f"wrote {PAPER / 'slpo.pdf'}")

@@ -2,6 +2,7 @@
 
 Names are imported when first used, so `import slpo` loads neither torch nor transformers.
 """
+
 __version__ = "0.1.0"
 
 _WHERE = {
@@ -22,6 +23,7 @@ def __getattr__(name):
     if name not in _MODULE:
         raise AttributeError(f"module 'slpo' has no attribute '{name}'")
     from importlib import import_module
+
     return getattr(import_module(f"slpo.{_MODULE[name]}"), name)
 
 

@@ -30,7 +30,13 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from .data import PreferenceCollator, group_size, load_preferences, tokenize_preferences, train_tokenizer
+from slpo.data import (
+    PreferenceCollator,
+    group_size,
+    load_preferences,
+    tokenize_preferences,
+    train_tokenizer,
+)
 from .dpo import dpo_loss
 from .logps import log1mexp, token_logps
 from .mass import mass_targets
@@ -38,14 +44,26 @@ from .plot import PALETTE, plt, use_style
 from .trainer import SLPOConfig, SLPOTrainer, _packed_logps
 
 # %% ../nbs/10_bench.ipynb #cell-004
-MODELS = {"body": dict(num_hidden_layers=8, hidden_size=512, vocab_size=4096), "vocabulary": dict(num_hidden_layers=6, hidden_size=256, vocab_size=50304),
-          "tiny": dict(num_hidden_layers=1, hidden_size=64, vocab_size=4096)}
+MODELS = {
+    "body": dict(num_hidden_layers=8, hidden_size=512, vocab_size=4096),
+    "vocabulary": dict(num_hidden_layers=6, hidden_size=256, vocab_size=50304),
+    "tiny": dict(num_hidden_layers=1, hidden_size=64, vocab_size=4096),
+}
 
-def _new_model(name:str):
+
+def _new_model(name: str):
     torch.manual_seed(0)
     sizes = MODELS[name]
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, num_attention_heads=sizes["hidden_size"]//64, intermediate_size=4*sizes["hidden_size"],
-                                            max_position_embeddings=1024, bos_token_id=0, eos_token_id=0))
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            **sizes,
+            num_attention_heads=sizes["hidden_size"] // 64,
+            intermediate_size=4 * sizes["hidden_size"],
+            max_position_embeddings=1024,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
 
 # %% ../nbs/10_bench.ipynb #cell-006
 def _full_logps(logits, labels):
@@ -53,152 +71,300 @@ def _full_logps(logits, labels):
     labels = labels[:, 1:]
     scored = labels != -100
     tokens = logits[:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    return (tokens*scored).sum(-1)
+    return (tokens * scored).sum(-1)
+
 
 def _walked_logps(logits, labels):
     "(N,) log π(y|x) and (N,) log π(ȳ|x), in float64: at every step the mass that leaves the tree's path."
     labels = labels[:, 1:]
     scored, y = labels != -100, labels.clamp(min=0)[..., None]
     logps = logits[:, :-1].double().log_softmax(-1)
-    tokens = logps.gather(-1, y)[..., 0]*scored
+    tokens = logps.gather(-1, y)[..., 0] * scored
     others = logps.scatter(-1, y, -torch.inf).logsumexp(-1)
     steps = (tokens.cumsum(-1) - tokens + others).masked_fill(~scored, -torch.inf)
     return tokens.sum(-1), steps.logsumexp(-1)
 
-def _walked_loss(logps, ybars, ref_logps, lengths, alpha=.5):
+
+def _walked_loss(logps, ybars, ref_logps, lengths, alpha=0.5):
     "SLPO in halves from log-probabilities and their walked complements, (B,2) each."
     target = mass_targets(ref_logps, alpha=alpha)
-    z, aim = (logps - ybars)/lengths, (target - log1mexp(target))/lengths
-    def cross_entropy(z): return F.binary_cross_entropy_with_logits(z, aim.sigmoid(), reduction="none")
-    return (lengths**2*(cross_entropy(z) - cross_entropy(aim))).sum(-1).mean()
+    z, aim = (logps - ybars) / lengths, (target - log1mexp(target)) / lengths
+
+    def cross_entropy(z):
+        return F.binary_cross_entropy_with_logits(z, aim.sigmoid(), reduction="none")
+
+    return (lengths**2 * (cross_entropy(z) - cross_entropy(aim))).sum(-1).mean()
 
 # %% ../nbs/10_bench.ipynb #cell-010
 def _free_mb() -> float:
-    if torch.cuda.is_available(): return torch.cuda.mem_get_info()[0]/2**20
-    return int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])/1024
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / 2**20
+    return int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) / 1024
 
-def _walk_pairs(groups, vocabulary:int, most:int) -> int:
+
+def _walk_pairs(groups, vocabulary: int, most: int) -> int:
     "Pairs for which the walk's blocks (5.4 numbers of 8 bytes for each place and token were seen) take at most 3/4 of the free memory."
     longest = max(len(g["prompt_ids"]) + max(map(len, g["completion_ids"])) for g in groups)
-    return max(min(int(.75*_free_mb()*2**20/(2*longest*vocabulary*6*8)), most), 1)
+    return max(min(int(0.75 * _free_mb() * 2**20 / (2 * longest * vocabulary * 6 * 8)), most), 1)
+
 
 def _padded(model, groups, pad, known=False, walk=False, most=None):
-    collate, ref_model = PreferenceCollator(pad, packed=False), copy.deepcopy(model).eval().requires_grad_(False)
+    collate, ref_model = (
+        PreferenceCollator(pad, packed=False),
+        copy.deepcopy(model).eval().requires_grad_(False),
+    )
     read = _walked_logps if walk else _full_logps
-    def forward(model, batch): return read(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits, batch["labels"])
+
+    def forward(model, batch):
+        return read(
+            model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                use_cache=False,
+            ).logits,
+            batch["labels"],
+        )
+
     def refer(batch):
-        with torch.no_grad(): return forward(ref_model, batch)
-    before, walk_pairs = {}, walk and _walk_pairs(groups, len(model.get_output_embeddings().weight), most)
+        with torch.no_grad():
+            return forward(ref_model, batch)
+
+    before, walk_pairs = (
+        {},
+        walk and _walk_pairs(groups, len(model.get_output_embeddings().weight), most),
+    )
+
     def prepare(rows):
-        for i in rows: before[i] = refer(collate([groups[i]]))
+        for i in rows:
+            before[i] = refer(collate([groups[i]]))
+
     def step(rows):
-        size, total, slots = walk_pairs if walk else len(rows), 0., 0
-        for part in (rows[i:i + size] for i in range(0, len(rows), size)):
+        size, total, slots = walk_pairs if walk else len(rows), 0.0, 0
+        for part in (rows[i : i + size] for i in range(0, len(rows), size)):
             batch = collate([groups[i] for i in part])
-            out, ref = forward(model, batch), torch.cat([before[i] for i in part]) if known else refer(batch)
-            if walk: loss = _walked_loss(*(x.view(-1, 2) for x in (*out, ref[0], batch["lengths"])))
-            else: loss = dpo_loss(out.view(-1, 2), ref.view(-1, 2))
-            loss = loss*len(part)/len(rows); loss.backward()
-            total += loss.item(); slots += batch["input_ids"].numel()
+            out, ref = (
+                forward(model, batch),
+                torch.cat([before[i] for i in part]) if known else refer(batch),
+            )
+            if walk:
+                loss = _walked_loss(*(x.view(-1, 2) for x in (*out, ref[0], batch["lengths"])))
+            else:
+                loss = dpo_loss(out.view(-1, 2), ref.view(-1, 2))
+            loss = loss * len(part) / len(rows)
+            loss.backward()
+            total += loss.item()
+            slots += batch["input_ids"].numel()
         return total, slots, slots
+
     return step, prepare if known else None
 
 # %% ../nbs/10_bench.ipynb #cell-012
 def _trl(model, rows, tokenizer, settings, known=False):
     from trl import DPOConfig, DPOTrainer
-    args = DPOConfig(output_dir=settings["folder"] + "/trl", bf16=settings["bf16"], gradient_checkpointing=False, precompute_ref_log_probs=known, max_length=None,
-                     use_cpu=not torch.cuda.is_available(), per_device_train_batch_size=settings["batch_size"], report_to=[], disable_tqdm=True)
-    return _by_trainer(DPOTrainer(model, None if known else copy.deepcopy(model), args=args, train_dataset=rows, processing_class=tokenizer), None)
+
+    args = DPOConfig(
+        output_dir=settings["folder"] + "/trl",
+        bf16=settings["bf16"],
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=known,
+        max_length=None,
+        use_cpu=not torch.cuda.is_available(),
+        per_device_train_batch_size=settings["batch_size"],
+        report_to=[],
+        disable_tqdm=True,
+    )
+    return _by_trainer(
+        DPOTrainer(
+            model,
+            None if known else copy.deepcopy(model),
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+        ),
+        None,
+    )
+
 
 def _ours(model, rows, tokenizer, settings, known=True):
-    args = SLPOConfig(output_dir=settings["folder"] + "/slpo", loss_type="dpo", bf16=settings["bf16"], precompute_ref_log_probs=known, ref_cache_dir="", max_length=None,
-                      use_cpu=not torch.cuda.is_available(), per_device_train_batch_size=settings["batch_size"], report_to=[], disable_tqdm=True)
-    return _by_trainer(SLPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer), "predicts")
+    args = SLPOConfig(
+        output_dir=settings["folder"] + "/slpo",
+        loss_type="dpo",
+        bf16=settings["bf16"],
+        precompute_ref_log_probs=known,
+        ref_cache_dir="",
+        max_length=None,
+        use_cpu=not torch.cuda.is_available(),
+        per_device_train_batch_size=settings["batch_size"],
+        report_to=[],
+        disable_tqdm=True,
+    )
+    return _by_trainer(
+        SLPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer), "predicts"
+    )
+
 
 def _by_trainer(trainer, scored):
-    trainer.current_gradient_accumulation_steps = 1              # what its training loop would set
+    trainer.current_gradient_accumulation_steps = 1  # what its training loop would set
+
     def step(rows):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in rows])
         loss, slots = trainer.training_step(trainer.model, batch).item(), batch["input_ids"].numel()
         trainer.state.global_step += 1
         return loss, slots, len(batch[scored]) if scored else slots
+
     return step, None
 
 # %% ../nbs/10_bench.ipynb #cell-014
 def _unshared(model, groups, pad):
     collate, ref_model = PreferenceCollator(pad), copy.deepcopy(model).eval().requires_grad_(False)
-    def alone(rows): return collate([{**groups[i], "completion_ids": [c], "ranks": [0]} for i in rows for c in groups[i]["completion_ids"]])
+
+    def alone(rows):
+        return collate(
+            [
+                {**groups[i], "completion_ids": [c], "ranks": [0]}
+                for i in rows
+                for c in groups[i]["completion_ids"]
+            ]
+        )
+
     before = {}
+
     def prepare(rows):
         with torch.no_grad():
-            for i in rows: before[i] = _packed_logps(ref_model, alone([i]))
+            for i in rows:
+                before[i] = _packed_logps(ref_model, alone([i]))
+
     def step(rows):
         batch = alone(rows)
-        loss = dpo_loss(_packed_logps(model, batch, 256).view(-1, 2), torch.cat([before[i] for i in rows]).view(-1, 2))
+        loss = dpo_loss(
+            _packed_logps(model, batch, 256).view(-1, 2),
+            torch.cat([before[i] for i in rows]).view(-1, 2),
+        )
         loss.backward()
         return loss.item(), batch["input_ids"].numel(), len(batch["predicts"])
+
     return step, prepare
+
 
 def _floor(model, groups, pad):
     head = model.get_output_embeddings().weight
-    rows_of_logits = max(int(64*2**20/(4*len(head))), 1)
+    rows_of_logits = max(int(64 * 2**20 / (4 * len(head))), 1)
+
     def step(rows):
-        tokens = [t for i in rows for part in (groups[i]["prompt_ids"], *groups[i]["completion_ids"]) for t in part]
+        tokens = [
+            t
+            for i in rows
+            for part in (groups[i]["prompt_ids"], *groups[i]["completion_ids"])
+            for t in part
+        ]
         scored = sum(len(c) for i in rows for c in groups[i]["completion_ids"])
-        n = -(-len(tokens)//1024)
-        ids = torch.tensor(tokens + [pad]*(-len(tokens) % n), device=model.device).view(n, -1)
+        n = -(-len(tokens) // 1024)
+        ids = torch.tensor(tokens + [pad] * (-len(tokens) % n), device=model.device).view(n, -1)
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
         with torch.no_grad():
             slope, head.grad = torch.zeros_like(hidden), torch.zeros_like(head)
             for at in range(0, scored, rows_of_logits):
-                h = hidden[at:min(at + rows_of_logits, scored)]
-                logits = h@head.T.to(h.dtype)
-                slope[at:at + len(h)] = logits@head.to(h.dtype)
+                h = hidden[at : min(at + rows_of_logits, scored)]
+                logits = h @ head.T.to(h.dtype)
+                slope[at : at + len(h)] = logits @ head.to(h.dtype)
                 head.grad.addmm_(logits.T.to(head.dtype), h.to(head.dtype))
-        hidden.backward(slope/slope.norm())
+        hidden.backward(slope / slope.norm())
         return None, ids.numel(), scored
+
     return step, None
 
 # %% ../nbs/10_bench.ipynb #cell-016
 def _head(model, settings, budget_mb):
     weight, tokens = model.get_output_embeddings().weight, settings["head_tokens"]
-    hidden, targets = torch.randn(tokens, weight.shape[1], device=model.device), torch.randint(len(weight), (tokens,), device=model.device)
+    hidden, targets = (
+        torch.randn(tokens, weight.shape[1], device=model.device),
+        torch.randint(len(weight), (tokens,), device=model.device),
+    )
+
     def step(rows):
         h = hidden.requires_grad_()
-        loss = -token_logps(h, weight, targets, budget_mb=budget_mb).mean() if budget_mb else F.cross_entropy(h@weight.T, targets)
-        loss.backward(); hidden.grad = None
+        loss = (
+            -token_logps(h, weight, targets, budget_mb=budget_mb).mean()
+            if budget_mb
+            else F.cross_entropy(h @ weight.T, targets)
+        )
+        loss.backward()
+        hidden.grad = None
         return loss.item(), tokens, tokens
+
     return step, None
 
-PEERS = {"trl": "TRL, its default", "trl_known": "TRL, reference precomputed", "padded": "padded, full logits (DPO's code)", "padded_known": "padded, full logits, reference known",
-         "float64_walk": "float64 tree walk, after the author's", "unshared": "packed, prompts not shared", "ours_online": "slpo, reference in each step", "ours": "slpo", "floor": "the floor"}
-HEADS = {"head_whole": "all logits at once", "head_256": "within 256 MB, the default", "head_64": "within 64 MB"}
 
-def _method(name:str, settings:dict):
+PEERS = {
+    "trl": "TRL, its default",
+    "trl_known": "TRL, reference precomputed",
+    "padded": "padded, full logits (DPO's code)",
+    "padded_known": "padded, full logits, reference known",
+    "float64_walk": "float64 tree walk, after the author's",
+    "unshared": "packed, prompts not shared",
+    "ours_online": "slpo, reference in each step",
+    "ours": "slpo",
+    "floor": "the floor",
+}
+HEADS = {
+    "head_whole": "all logits at once",
+    "head_256": "within 256 MB, the default",
+    "head_64": "within 64 MB",
+}
+
+
+def _method(name: str, settings: dict):
     "(model, step, prepare) of a method."
-    model, tokenizer = _new_model(settings["model"]).to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(settings["folder"])
+    model, tokenizer = (
+        _new_model(settings["model"]).to("cuda" if torch.cuda.is_available() else "cpu"),
+        AutoTokenizer.from_pretrained(settings["folder"]),
+    )
     rows = load_preferences(settings["folder"] + "/train.jsonl")
     data = list(tokenize_preferences(rows, tokenizer)), tokenizer.pad_token_id
-    made = {"trl": lambda: _trl(model, rows, tokenizer, settings), "trl_known": lambda: _trl(model, rows, tokenizer, settings, known=True),
-            "ours": lambda: _ours(model, rows, tokenizer, settings), "ours_online": lambda: _ours(model, rows, tokenizer, settings, known=False),
-            "padded": lambda: _padded(model, *data), "padded_known": lambda: _padded(model, *data, known=True), "float64_walk": lambda: _padded(model, *data, walk=True, most=settings["batch_size"]),
-            "unshared": lambda: _unshared(model, *data), "floor": lambda: _floor(model, *data),
-            "head_whole": lambda: _head(model, settings, None), "head_256": lambda: _head(model, settings, 256), "head_64": lambda: _head(model, settings, 64)}[name]()
+    made = {
+        "trl": lambda: _trl(model, rows, tokenizer, settings),
+        "trl_known": lambda: _trl(model, rows, tokenizer, settings, known=True),
+        "ours": lambda: _ours(model, rows, tokenizer, settings),
+        "ours_online": lambda: _ours(model, rows, tokenizer, settings, known=False),
+        "padded": lambda: _padded(model, *data),
+        "padded_known": lambda: _padded(model, *data, known=True),
+        "float64_walk": lambda: _padded(model, *data, walk=True, most=settings["batch_size"]),
+        "unshared": lambda: _unshared(model, *data),
+        "floor": lambda: _floor(model, *data),
+        "head_whole": lambda: _head(model, settings, None),
+        "head_256": lambda: _head(model, settings, 256),
+        "head_64": lambda: _head(model, settings, 64),
+    }[name]()
     return model, *made
 
 # %% ../nbs/10_bench.ipynb #cell-018
-def _memory_mb(key:str) -> float:
+def _memory_mb(key: str) -> float:
     "VmRSS: now; VmHWM: the most so far. On CUDA the device's allocations."
-    if torch.cuda.is_available(): return (torch.cuda.memory_allocated() if key == "VmRSS" else torch.cuda.max_memory_allocated())/2**20
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))/1024
+    if torch.cuda.is_available():
+        return (
+            torch.cuda.memory_allocated() if key == "VmRSS" else torch.cuda.max_memory_allocated()
+        ) / 2**20
+    return (
+        next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith(key)
+        )
+        / 1024
+    )
+
 
 def _give_back():
     "What was freed goes back to the system, where the C library is glibc: nine processes would not fit else."
-    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
 
 def _clock() -> float:
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter()
+
 
 def work():
     "One method, driven by lines on standard input; what it prints goes to standard error."
@@ -206,153 +372,304 @@ def work():
     os.dup2(2, 1)
     settings = json.loads(sys.stdin.readline())
     torch.set_num_threads(settings["threads"])
-    def tell(what): print(json.dumps(what), file=answer, flush=True)
-    if settings["method"] == "growth": return tell(_grow(settings))
+
+    def tell(what):
+        print(json.dumps(what), file=answer, flush=True)
+
+    if settings["method"] == "growth":
+        return tell(_grow(settings))
     model, step, prepare = _method(settings["method"], settings)
     tell({"ready_mb": _memory_mb("VmRSS")})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    own = settings["bf16"] and settings["method"] not in ("trl", "trl_known", "ours", "ours_online")          # trainers do it themselves
+    own = settings["bf16"] and settings["method"] not in (
+        "trl",
+        "trl_known",
+        "ours",
+        "ours_online",
+    )  # trainers do it themselves
     for line in sys.stdin:
-        rows, autocast = json.loads(line), torch.autocast(model.device.type, torch.bfloat16) if own else contextlib.nullcontext()
+        rows, autocast = (
+            json.loads(line),
+            torch.autocast(model.device.type, torch.bfloat16) if own else contextlib.nullcontext(),
+        )
         if prepare:
-            with autocast: prepare(rows)
+            with autocast:
+                prepare(rows)
         start = _clock()
-        with autocast: loss, slots, scored = step(rows)
+        with autocast:
+            loss, slots, scored = step(rows)
         middle = _clock()
-        optimizer.step(); optimizer.zero_grad(set_to_none=True)
-        measured = dict(seconds=middle - start, optimizer=_clock() - middle, loss=loss, slots=slots, scored=scored, peak_mb=_memory_mb("VmHWM"))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        measured = dict(
+            seconds=middle - start,
+            optimizer=_clock() - middle,
+            loss=loss,
+            slots=slots,
+            scored=scored,
+            peak_mb=_memory_mb("VmHWM"),
+        )
         _give_back()
         tell(measured)
 
 # %% ../nbs/10_bench.ipynb #cell-019
 class _Worker:
     "A method in a process of its own."
-    def __init__(self, method:str, settings:dict, path:str=""):
-        self.method, self.log = method, Path(settings["folder"])/f"{settings['model']}-{method}.log"
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")])), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.process = subprocess.Popen([sys.executable, "-c", "from slpo.bench import work; work()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=self.log.open("w"), text=True, env=env)
+
+    def __init__(self, method: str, settings: dict, path: str = ""):
+        self.method, self.log = (
+            method,
+            Path(settings["folder"]) / f"{settings['model']}-{method}.log",
+        )
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")])),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from slpo.bench import work; work()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("w"),
+            text=True,
+            env=env,
+        )
         self.send({**settings, "method": method})
 
     def send(self, what):
-        with contextlib.suppress(BrokenPipeError): print(json.dumps(what), file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(what), file=self.process.stdin, flush=True)
 
     def receive(self):
         if not (line := self.process.stdout.readline()):
-            raise RuntimeError(f"{self.method} stopped (exit status {self.process.wait()}):\n" + "\n".join(self.log.read_text().splitlines()[-15:]))
+            raise RuntimeError(
+                f"{self.method} stopped (exit status {self.process.wait()}):\n"
+                + "\n".join(self.log.read_text().splitlines()[-15:])
+            )
         return json.loads(line)
 
     def ask(self, what):
         self.send(what)
         return self.receive()
 
-    def close(self): self.process.stdin.close(); self.process.wait()
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
 
 # %% ../nbs/10_bench.ipynb #cell-021
-def _write_data(folder, name:str, rows, max_length:int=512) -> dict:
+def _write_data(folder, name: str, rows, max_length: int = 512) -> dict:
     "Tokenizer and rows of at most `max_length` tokens, as files; returns what they look like."
-    tokenizer = train_tokenizer((r["prompt"] + r[c] for r in rows for c in ("chosen", "rejected")), vocab_size=MODELS[name]["vocab_size"])
+    tokenizer = train_tokenizer(
+        (r["prompt"] + r[c] for r in rows for c in ("chosen", "rejected")),
+        vocab_size=MODELS[name]["vocab_size"],
+    )
     tokenizer.save_pretrained(folder)
     groups = tokenize_preferences(rows, tokenizer)
-    short = [i for i, g in enumerate(groups) if len(g["prompt_ids"]) + max(map(len, g["completion_ids"])) <= max_length]
-    (Path(folder)/"train.jsonl").write_text("".join(json.dumps(rows[i]) + "\n" for i in short))
-    prompts, completions = [len(groups[i]["prompt_ids"]) for i in short], [len(c) for i in short for c in groups[i]["completion_ids"]]
-    return dict(pairs=len(short), tokens=[group_size(groups[i]) for i in short], longer=len(rows) - len(short), tokenizer=len(tokenizer), prompt_tokens=sum(prompts)/len(prompts), completion_tokens=sum(completions)/len(completions))
+    short = [
+        i
+        for i, g in enumerate(groups)
+        if len(g["prompt_ids"]) + max(map(len, g["completion_ids"])) <= max_length
+    ]
+    (Path(folder) / "train.jsonl").write_text("".join(json.dumps(rows[i]) + "\n" for i in short))
+    prompts, completions = (
+        [len(groups[i]["prompt_ids"]) for i in short],
+        [len(c) for i in short for c in groups[i]["completion_ids"]],
+    )
+    return dict(
+        pairs=len(short),
+        tokens=[group_size(groups[i]) for i in short],
+        longer=len(rows) - len(short),
+        tokenizer=len(tokenizer),
+        prompt_tokens=sum(prompts) / len(prompts),
+        completion_tokens=sum(completions) / len(completions),
+    )
 
-def compare(name:str, # of a model in `MODELS`
-            methods:list, # of `PEERS` or `HEADS`
-            rows, # data set of prompt, chosen, rejected
-            batch_size:int=8, # pairs
-            rounds:int=5, # timed steps of each method
-            threads:int=2, bf16:bool=False, head_tokens:int=3000, trl:str="", # folder that holds TRL
-           ) -> dict: # data, and for each method lists of seconds, losses, …
+
+def compare(
+    name: str,  # of a model in `MODELS`
+    methods: list,  # of `PEERS` or `HEADS`
+    rows,  # data set of prompt, chosen, rejected
+    batch_size: int = 8,  # pairs
+    rounds: int = 5,  # timed steps of each method
+    threads: int = 2,
+    bf16: bool = False,
+    head_tokens: int = 3000,
+    trl: str = "",  # folder that holds TRL
+) -> dict:  # data, and for each method lists of seconds, losses, …
     "Take the same steps with every method, one after the other; raises `RuntimeError` where one stops or computes another loss."
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         data = _write_data(folder, name, rows)
-        settings = dict(model=name, folder=folder, batch_size=batch_size, threads=threads, bf16=bf16, head_tokens=head_tokens)
-        rng, needed, tokens = random.Random(0), (rounds + 1)*batch_size, data.pop("tokens")
-        if data["pairs"] < needed: raise ValueError(f"{data['pairs']} pairs fit 512 tokens, but {rounds} rounds and one to warm up take {needed} of them, {batch_size} in each")
+        settings = dict(
+            model=name,
+            folder=folder,
+            batch_size=batch_size,
+            threads=threads,
+            bf16=bf16,
+            head_tokens=head_tokens,
+        )
+        rng, needed, tokens = random.Random(0), (rounds + 1) * batch_size, data.pop("tokens")
+        if data["pairs"] < needed:
+            raise ValueError(
+                f"{data['pairs']} pairs fit 512 tokens, but {rounds} rounds and one to warm up take {needed} of them, {batch_size} in each"
+            )
         order = rng.sample(range(data["pairs"]), needed)
-        lines = (Path(folder)/"train.jsonl").read_text().splitlines(keepends=True)
-        (Path(folder)/"train.jsonl").write_text("".join(lines[i] for i in order))                  # the trainers tokenise all that they are given
+        lines = (Path(folder) / "train.jsonl").read_text().splitlines(keepends=True)
+        (Path(folder) / "train.jsonl").write_text(
+            "".join(lines[i] for i in order)
+        )  # the trainers tokenise all that they are given
         workers, measured = {}, {m: [] for m in methods}
-        with tqdm(total=(rounds + 2)*len(methods), desc=name) as bar:
+        with tqdm(total=(rounds + 2) * len(methods), desc=name) as bar:
             for method in methods:
                 workers[method] = _Worker(method, settings, trl if method.startswith("trl") else "")
                 stack.callback(workers[method].close)
-            ready = {method: worker.receive() for method, worker in workers.items()}; bar.update(len(methods))
-            for i in range(rounds + 1):                            # the first step warms up, and is not counted
+            ready = {method: worker.receive() for method, worker in workers.items()}
+            bar.update(len(methods))
+            for i in range(rounds + 1):  # the first step warms up, and is not counted
                 for method in rng.sample(methods, len(methods)):
-                    measured[method].append(workers[method].ask(list(range(i*batch_size, (i + 1)*batch_size)))); bar.update()
-        out = {m: {k: [s[k] for s in steps[1:]] for k in steps[0]} | ready[m] for m, steps in measured.items()}
+                    measured[method].append(
+                        workers[method].ask(list(range(i * batch_size, (i + 1) * batch_size)))
+                    )
+                    bar.update()
+        out = {
+            m: {k: [s[k] for s in steps[1:]] for k in steps[0]} | ready[m]
+            for m, steps in measured.items()
+        }
         if "ours" in methods and not bf16:
             for m in set(methods) - {"ours", "float64_walk", "floor"}:
                 worst = max(abs(a - b) for a, b in zip(out[m]["loss"], out["ours"]["loss"]))
-                if worst > 1e-3: raise RuntimeError(f"{m} computes another loss than slpo: {out[m]['loss']}, {out['ours']['loss']}")
-        data["batch_tokens"] = [sum(tokens[i] for i in order[at:at + batch_size]) for at in range(batch_size, needed, batch_size)]
-        return dict(data=data, settings={k: v for k, v in settings.items() if k != "folder"}, methods=out)
+                if worst > 1e-3:
+                    raise RuntimeError(
+                        f"{m} computes another loss than slpo: {out[m]['loss']}, {out['ours']['loss']}"
+                    )
+        data["batch_tokens"] = [
+            sum(tokens[i] for i in order[at : at + batch_size])
+            for at in range(batch_size, needed, batch_size)
+        ]
+        return dict(
+            data=data, settings={k: v for k, v in settings.items() if k != "folder"}, methods=out
+        )
 
 # %% ../nbs/10_bench.ipynb #cell-023
-def _grow(settings:dict) -> dict:
+def _grow(settings: dict) -> dict:
     "Seconds of each stage, and peak memory, for one data set."
     tokenizer, model = AutoTokenizer.from_pretrained(settings["folder"]), _new_model("tiny")
-    args = SLPOConfig(output_dir=settings["folder"] + f"/{settings['pairs']}", loss_type="dpo", ref_cache_dir=settings["folder"], per_device_train_batch_size=8, per_device_eval_batch_size=32,
-                      max_steps=100, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, max_length=None)
+    args = SLPOConfig(
+        output_dir=settings["folder"] + f"/{settings['pairs']}",
+        loss_type="dpo",
+        ref_cache_dir=settings["folder"],
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=32,
+        max_steps=100,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        max_length=None,
+    )
     marks, started = {}, time.perf_counter()
+
     def mark(name):
         nonlocal started
         marks[name], started = time.perf_counter() - started, time.perf_counter()
-    rows = load_preferences(settings["folder"] + f"/train-{settings['pairs']}.jsonl"); mark("loading")
-    groups = tokenize_preferences(rows, tokenizer); mark("tokenising")
-    trainer = SLPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer); mark("reference")
-    SLPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer); mark("reference from its file")
-    trainer.train(); mark("100 steps")
+
+    rows = load_preferences(settings["folder"] + f"/train-{settings['pairs']}.jsonl")
+    mark("loading")
+    groups = tokenize_preferences(rows, tokenizer)
+    mark("tokenising")
+    trainer = SLPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer)
+    mark("reference")
+    SLPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer)
+    mark("reference from its file")
+    trainer.train()
+    mark("100 steps")
     return dict(pairs=settings["pairs"], seconds=marks, peak_mb=_memory_mb("VmHWM"))
 
-def growth(rows, sizes=(1000, 50000), threads:int=2) -> list: # one dict for each size
+
+def growth(rows, sizes=(1000, 50000), threads: int = 2) -> list:  # one dict for each size
     "The whole way from a file to training for data sets of growing size, each in a process of its own."
     with tempfile.TemporaryDirectory() as folder:
         _write_data(folder, "tiny", rows)
-        lines, out = (Path(folder)/"train.jsonl").read_text().splitlines(keepends=True), []
+        lines, out = (Path(folder) / "train.jsonl").read_text().splitlines(keepends=True), []
         for n in tqdm(sizes, desc="growth"):
-            (Path(folder)/f"train-{n}.jsonl").write_text("".join(lines[i % len(lines)] for i in range(n)))
+            (Path(folder) / f"train-{n}.jsonl").write_text(
+                "".join(lines[i % len(lines)] for i in range(n))
+            )
             worker = _Worker("growth", dict(model=f"{n}", folder=folder, pairs=n, threads=threads))
-            out.append(worker.receive()); worker.close()
+            out.append(worker.receive())
+            worker.close()
         return out
 
 # %% ../nbs/10_bench.ipynb #cell-025
 TRL = "1.16.0"
 
-def install_trl(folder=None # where; default: HF_HOME/slpo/trl-VERSION
-               ) -> str: # the folder to put on the path
+
+def install_trl(
+    folder=None,  # where; default: HF_HOME/slpo/trl-VERSION
+) -> str:  # the folder to put on the path
     "TRL by pip, once. Raises `RuntimeError` with pip's last line where that fails."
     from huggingface_hub.constants import HF_HOME
-    folder = Path(folder or Path(HF_HOME)/"slpo"/f"trl-{TRL}")
-    if not (folder/"trl").exists():
-        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), f"trl=={TRL}"], capture_output=True, text=True)
-        if done.returncode: raise RuntimeError(f"TRL {TRL} could not be installed: {(done.stderr.strip().splitlines() or ['no pip'])[-1]}\nName the methods to compare with --methods, without trl and trl_known.")
+
+    folder = Path(folder or Path(HF_HOME) / "slpo" / f"trl-{TRL}")
+    if not (folder / "trl").exists():
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                str(folder),
+                f"trl=={TRL}",
+            ],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"TRL {TRL} could not be installed: {(done.stderr.strip().splitlines() or ['no pip'])[-1]}\nName the methods to compare with --methods, without trl and trl_known."
+            )
     return str(folder)
 
-def ratios(methods:dict, of:str, to:str="ours", whole:bool=True) -> tuple: # (median, lowest, highest) over rounds
+
+def ratios(
+    methods: dict, of: str, to: str = "ours", whole: bool = True
+) -> tuple:  # (median, lowest, highest) over rounds
     "How many times longer `of` took than `to`, round by round; `whole`: the optimizer's step included."
-    def times(m): return [a + whole*b for a, b in zip(methods[m]["seconds"], methods[m]["optimizer"])]
-    each = [a/b for a, b in zip(times(of), times(to))]
+
+    def times(m):
+        return [a + whole * b for a, b in zip(methods[m]["seconds"], methods[m]["optimizer"])]
+
+    each = [a / b for a, b in zip(times(of), times(to))]
     return median(each), min(each), max(each)
 
 # %% ../nbs/10_bench.ipynb #cell-026
-def bench_table(result:dict, # of `compare`
-               ) -> str: # Markdown
+def bench_table(
+    result: dict,  # of `compare`
+) -> str:  # Markdown
     "What was measured, a line for each method."
-    methods, size, tokens = result["methods"], result["settings"]["batch_size"], result["data"]["batch_tokens"]
-    lines = ["| method | pairs/s | tokens/s | slpo is faster by | peak memory, MB | slots | head positions |", "|---|---:|---:|---:|---:|---:|---:|"]
+    methods, size, tokens = (
+        result["methods"],
+        result["settings"]["batch_size"],
+        result["data"]["batch_tokens"],
+    )
+    lines = [
+        "| method | pairs/s | tokens/s | slpo is faster by | peak memory, MB | slots | head positions |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for name, m in methods.items():
         times = [a + b for a, b in zip(m["seconds"], m["optimizer"])]
-        speed = f"{size/median(times):.2f} | {median(n/t for n, t in zip(tokens, times)):,.0f}"
+        speed = f"{size / median(times):.2f} | {median(n / t for n, t in zip(tokens, times)):,.0f}"
         faster = "%.2f (%.2f to %.2f)" % ratios(methods, name) if "ours" in methods else ""
-        lines.append(f"| {PEERS.get(name) or HEADS[name]} | {speed} | {faster} | {max(m['peak_mb']):,.0f} | {sum(m['slots']):,} | {sum(m['scored']):,} |")
+        lines.append(
+            f"| {PEERS.get(name) or HEADS[name]} | {speed} | {faster} | {max(m['peak_mb']):,.0f} | {sum(m['slots']):,} | {sum(m['scored']):,} |"
+        )
     return "\n".join(lines)
 
-def bench_figure(results:dict): # name of a model -> what `compare` returned
+
+def bench_figure(results: dict):  # name of a model -> what `compare` returned
     "Time and peak memory of every method over slpo's, for each model."
     use_style()
     fig, axes = plt.subplots(1, 2, figsize=(6.5, 2.9), sharey=True)
@@ -360,30 +677,82 @@ def bench_figure(results:dict): # name of a model -> what `compare` returned
     for i, (model, result) in enumerate(results.items()):
         methods = result["methods"]
         for y, name in enumerate(names):
-            if name not in methods: continue
+            if name not in methods:
+                continue
             mid, low, high = ratios(methods, name)
-            look = dict(color=PALETTE[i], hatch="////"*i, edgecolor="w")            # hatched, for readers in grey
-            axes[0].barh(y + .18 - .36*i, mid, .34, **look, label=model if y == 0 else None, xerr=[[mid - low], [high - mid]], error_kw=dict(lw=.8))
-            axes[1].barh(y + .18 - .36*i, max(methods[name]["peak_mb"])/1024, .34, **look)
-    axes[0].set(yticks=range(len(names)), yticklabels=[PEERS[n] for n in names], xscale="log", xlabel="time of a step, slpo = 1")
-    axes[0].axvline(1, color="k", lw=.6); axes[1].set(xlabel="peak memory, GB"); axes[0].legend(loc="lower right", title="heavy in")
+            look = dict(
+                color=PALETTE[i], hatch="////" * i, edgecolor="w"
+            )  # hatched, for readers in grey
+            axes[0].barh(
+                y + 0.18 - 0.36 * i,
+                mid,
+                0.34,
+                **look,
+                label=model if y == 0 else None,
+                xerr=[[mid - low], [high - mid]],
+                error_kw=dict(lw=0.8),
+            )
+            axes[1].barh(y + 0.18 - 0.36 * i, max(methods[name]["peak_mb"]) / 1024, 0.34, **look)
+    axes[0].set(
+        yticks=range(len(names)),
+        yticklabels=[PEERS[n] for n in names],
+        xscale="log",
+        xlabel="time of a step, slpo = 1",
+    )
+    axes[0].axvline(1, color="k", lw=0.6)
+    axes[1].set(xlabel="peak memory, GB")
+    axes[0].legend(loc="lower right", title="heavy in")
     return fig
 
 # %% ../nbs/10_bench.ipynb #cell-027
 def _machine() -> dict:
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
-    return {"cpu": cpu, "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "python": platform.python_version(),
-            **{p: version(p) for p in ("torch", "transformers")}, "trl": TRL}
+    cpu = (
+        next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
+    return {
+        "cpu": cpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{p: version(p) for p in ("torch", "transformers")},
+        "trl": TRL,
+    }
 
 # %% ../nbs/10_bench.ipynb #cell-028
-def bench_main(argv:list=None # flags; default: those of the command line
-              ) -> int: # exit status: 0, or 2 where something is wrong with the input
+def bench_main(
+    argv: list = None,  # flags; default: those of the command line
+) -> int:  # exit status: 0, or 2 where something is wrong with the input
     "The command `slpo_bench`."
-    parser = argparse.ArgumentParser("slpo_bench", description="Preference steps of several methods beside each other: the same pairs, in turn, each in its own process.", allow_abbrev=False)
-    def flag(name, default, help, **kwargs): parser.add_argument(name, default=default, help=f"{help} (default: {default})", **kwargs)
-    flag("--dataset_name", os.environ.get("SLPO_HH_DIR") or "Anthropic/hh-rlhf", "pairs: a file, a folder or a hub id")
+    parser = argparse.ArgumentParser(
+        "slpo_bench",
+        description="Preference steps of several methods beside each other: the same pairs, in turn, each in its own process.",
+        allow_abbrev=False,
+    )
+
+    def flag(name, default, help, **kwargs):
+        parser.add_argument(name, default=default, help=f"{help} (default: {default})", **kwargs)
+
+    flag(
+        "--dataset_name",
+        os.environ.get("SLPO_HH_DIR") or "Anthropic/hh-rlhf",
+        "pairs: a file, a folder or a hub id",
+    )
     flag("--dataset_split", "test", "split of it")
-    flag("--models", ["body", "vocabulary"], "what the model is heavy in", nargs="+", choices=list(MODELS))
+    flag(
+        "--models",
+        ["body", "vocabulary"],
+        "what the model is heavy in",
+        nargs="+",
+        choices=list(MODELS),
+    )
     flag("--methods", list(PEERS), "methods to compare", nargs="+", choices=list(PEERS))
     flag("--batch_size", 8, "pairs in a batch", type=int)
     flag("--rounds", 5, "timed steps of each method", type=int)
@@ -396,15 +765,35 @@ def bench_main(argv:list=None # flags; default: those of the command line
     try:
         rows = load_preferences(args.dataset_name, args.dataset_split, on_bad_rows="drop")
         trl = install_trl() if any(m.startswith("trl") for m in args.methods) else ""
-        common = dict(rows=rows, batch_size=args.batch_size, rounds=args.rounds, threads=args.threads, bf16=args.bf16)
+        common = dict(
+            rows=rows,
+            batch_size=args.batch_size,
+            rounds=args.rounds,
+            threads=args.threads,
+            bf16=args.bf16,
+        )
         results = {"machine": _machine(), "models": {}}
-        def save(): Path(args.output).write_text(json.dumps(results, indent=1) + "\n")             # after each part, so that none is lost
+
+        def save():
+            Path(args.output).write_text(
+                json.dumps(results, indent=1) + "\n"
+            )  # after each part, so that none is lost
+
         for name in args.models:
-            results["models"][name] = compare(name, args.methods, **common, trl=trl); save()
-            print(f"\n{name}: {MODELS[name]}\n\n{bench_table(results['models'][name])}\n", flush=True)
-        results["head"] = compare("vocabulary", list(HEADS), **common); save()
+            results["models"][name] = compare(name, args.methods, **common, trl=trl)
+            save()
+            print(
+                f"\n{name}: {MODELS[name]}\n\n{bench_table(results['models'][name])}\n", flush=True
+            )
+        results["head"] = compare("vocabulary", list(HEADS), **common)
+        save()
         results["growth"] = growth(rows, args.growth, args.threads) if args.growth != [0] else []
-        for g in results["growth"]: print(f"{g['pairs']} pairs: " + ", ".join(f"{k} {v:.1f} s" for k, v in g["seconds"].items()) + f", peak memory {g['peak_mb']:.0f} MB")
+        for g in results["growth"]:
+            print(
+                f"{g['pairs']} pairs: "
+                + ", ".join(f"{k} {v:.1f} s" for k, v in g["seconds"].items())
+                + f", peak memory {g['peak_mb']:.0f} MB"
+            )
         save()
         return 0
     except (ValueError, OSError, RuntimeError) as e:

@@ -34,232 +34,506 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HfArgumentParser
 from transformers.hf_argparser import string_to_bool
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .data import ROW, WHERE, _key, _read_jsonl, _to_group, _wrong_messages, _wrong_text, load_preferences, train_tokenizer, world_reward
+from slpo.data import (
+    ROW,
+    WHERE,
+    _key,
+    _read_jsonl,
+    _to_group,
+    _wrong_messages,
+    _wrong_text,
+    load_preferences,
+    train_tokenizer,
+    world_reward,
+)
 from .dpo import preference_accuracy
-from .evaluate import JUDGE_TEMPLATE, Judge, JudgeError, SampleTable, _kept_answers, bootstrap_mean, bootstrap_means, check_room, distinct_n, encode_prompts, generate, interval_table, judge_cost, judge_questions, judge_win_rate, message_text, prompt_text, sample_kl, win_rate
+from slpo.evaluate import (
+    JUDGE_TEMPLATE,
+    Judge,
+    JudgeError,
+    SampleTable,
+    _kept_answers,
+    bootstrap_mean,
+    bootstrap_means,
+    check_room,
+    distinct_n,
+    encode_prompts,
+    generate,
+    interval_table,
+    judge_cost,
+    judge_questions,
+    judge_win_rate,
+    message_text,
+    prompt_text,
+    sample_kl,
+    win_rate,
+)
 from .loss import FORMS, PRESETS
 from .plot import CHOSEN, REJECTED, REST, plt, use_style
-from .trainer import LOSSES, _KNOBS, _STAYS, Interrupted, SLPOConfig, SLPOTrainer, _best_and_rest, _init_kwargs, _is_path, _knob, _LOSS_DEFAULTS, _metrics, _tokenized, _vocabulary, check_model_files, check_tokenizer_files, load_model, load_tokenizer, torch_dtype
+from slpo.trainer import (
+    LOSSES,
+    _KNOBS,
+    _STAYS,
+    Interrupted,
+    SLPOConfig,
+    SLPOTrainer,
+    _best_and_rest,
+    _init_kwargs,
+    _is_path,
+    _knob,
+    _LOSS_DEFAULTS,
+    _metrics,
+    _tokenized,
+    _vocabulary,
+    check_model_files,
+    check_tokenizer_files,
+    load_model,
+    load_tokenizer,
+    torch_dtype,
+)
 
 # %% ../nbs/09_cli.ipynb #cell-004
 @dataclass
 class RunArguments:
     "What to train on what: the flags of `slpo_train` beside those of `SLPOConfig`."
-    model_name_or_path: str | None = _knob(None, "Hub id or folder of a causal language model; None, with dataset 'world': a small Pythia from scratch.")
+
+    model_name_or_path: str | None = _knob(
+        None,
+        "Hub id or folder of a causal language model; None, with dataset 'world': a small Pythia from scratch.",
+    )
     gguf_file: str | None = _knob(None, "Name of a GGUF file in that folder.")
-    dtype: str = _knob("float32", "Precision of the weights: float32 | bfloat16 | float16, or auto: the checkpoint's own. Keep float32 for training and add --bf16 for bf16 arithmetic.")
-    dataset_name: str = _knob("world", "'world' (built in), a .jsonl, .jsonl.gz or .parquet file, a folder of them, or a hub id.")
+    dtype: str = _knob(
+        "float32",
+        "Precision of the weights: float32 | bfloat16 | float16, or auto: the checkpoint's own. Keep float32 for training and add --bf16 for bf16 arithmetic.",
+    )
+    dataset_name: str = _knob(
+        "world",
+        "'world' (built in), a .jsonl, .jsonl.gz or .parquet file, a folder of them, or a hub id.",
+    )
     dataset_split: str = _knob("train", "Split to train on.")
-    eval_split: str | None = _knob(None, "Split to evaluate on; None: hold out rows of the training split. No prompt is in both.")
+    eval_split: str | None = _knob(
+        None,
+        "Split to evaluate on; None: hold out rows of the training split. No prompt is in both.",
+    )
     train_size: int | None = _knob(None, "Train on so many pairs, drawn with the seed; None: all.")
-    eval_size: int | None = _knob(None, "Evaluate on so many pairs; None: at most 256, and where they are held out, of a tenth of the prompts; 0: train without an evaluation.")
-    sft_targets: str = _knob("all", "Supervised fine-tuning on the chosen completion of every pair: all | of each prompt's last pair alone, as the original DPO code does: unique_prompts.")
-    sft_epochs: float = _knob(0., "Epochs of supervised fine-tuning on the chosen completions before the preference stage.")
-    sft_learning_rate: float | None = _knob(None, "Learning rate of that stage; None: learning_rate.")
-    sft_batch_size: int | None = _knob(None, "Pairs per device and batch in that stage; None: per_device_train_batch_size.")
+    eval_size: int | None = _knob(
+        None,
+        "Evaluate on so many pairs; None: at most 256, and where they are held out, of a tenth of the prompts; 0: train without an evaluation.",
+    )
+    sft_targets: str = _knob(
+        "all",
+        "Supervised fine-tuning on the chosen completion of every pair: all | of each prompt's last pair alone, as the original DPO code does: unique_prompts.",
+    )
+    sft_epochs: float = _knob(
+        0.0,
+        "Epochs of supervised fine-tuning on the chosen completions before the preference stage.",
+    )
+    sft_learning_rate: float | None = _knob(
+        None, "Learning rate of that stage; None: learning_rate."
+    )
+    sft_batch_size: int | None = _knob(
+        None, "Pairs per device and batch in that stage; None: per_device_train_batch_size."
+    )
     sample_prompts: int = _knob(8, "Held-out prompts to show samples for, before and after.")
     max_new_tokens: int = _knob(64, "Longest sample, tokens.")
-    eval_sampling: bool = _knob(False, "Sample for those prompts at every evaluation, too: samples.jsonl, and the trackers.")
+    eval_sampling: bool = _knob(
+        False, "Sample for those prompts at every evaluation, too: samples.jsonl, and the trackers."
+    )
     resume: bool = _knob(False, "Continue an interrupted run from its newest complete checkpoint.")
 
     def __post_init__(self):
-        for name in ("train_size", "sft_learning_rate", "sft_batch_size", "max_new_tokens"): _check_number(self, name, above=0)
-        for name in ("eval_size", "sft_epochs", "sample_prompts"): _check_number(self, name)
-        if self.sft_targets not in ("all", "unique_prompts"): raise ValueError(f"sft_targets={self.sft_targets!r}: expected all or unique_prompts")
+        for name in ("train_size", "sft_learning_rate", "sft_batch_size", "max_new_tokens"):
+            _check_number(self, name, above=0)
+        for name in ("eval_size", "sft_epochs", "sample_prompts"):
+            _check_number(self, name)
+        if self.sft_targets not in ("all", "unique_prompts"):
+            raise ValueError(f"sft_targets={self.sft_targets!r}: expected all or unique_prompts")
         torch_dtype(self.dtype)
 
-def _check_number(settings, name:str, above:float=None):
+
+def _check_number(settings, name: str, above: float = None):
     "Raise `ValueError`, naming the setting, where it is set, and below 0 or not above `above`."
     value = getattr(settings, name)
-    if value is None: return
-    if above is None and not 0 <= value < math.inf: raise ValueError(f"{name}={value}: expected 0 or more")
-    if above is not None and not above < value < math.inf: raise ValueError(f"{name}={value}: expected a number above {above}")
+    if value is None:
+        return
+    if above is None and not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value}: expected 0 or more")
+    if above is not None and not above < value < math.inf:
+        raise ValueError(f"{name}={value}: expected a number above {above}")
 
 # %% ../nbs/09_cli.ipynb #cell-284
 _OTHERS_NAMES = dict(
-    alpha_slpo="alpha", base_model="model_name_or_path", base_model_name_or_path="model_name_or_path", batch_size="per_device_train_batch_size",
-    beta1="adam_beta1", beta2="adam_beta2", bfloat16="bf16", clip_grad="max_grad_norm", cutoff_len="max_length", data="dataset_name",
-    data_path="dataset_name", dataset="dataset_name", dataset_num_workers="dataset_num_proc", dataset_path="dataset_name",
-    dataset_test_split="eval_split", dataset_train_split="dataset_split", epochs="num_train_epochs", eval_batch_size="per_device_eval_batch_size",
-    evaluation_strategy="eval_strategy", float16="fp16", generate_during_eval="eval_sampling", grad_accum="gradient_accumulation_steps",
-    gradient_accumulation="gradient_accumulation_steps", learning_rate_scheduler="lr_scheduler_type", loss="loss_type", lr="learning_rate",
-    lr_scheduler="lr_scheduler_type", max_grad_norm_clip="max_grad_norm", max_gradient_norm="max_grad_norm", max_samples="train_size",
-    max_seq_len="max_length", max_seq_length="max_length", max_target_length="max_completion_length", max_train_samples="train_size",
-    max_train_steps="max_steps", micro_batch_size="per_device_train_batch_size", model="model_name_or_path", model_id="model_name_or_path",
-    model_max_length="max_length", model_name="model_name_or_path", model_path="model_name_or_path", num_epochs="num_train_epochs",
-    num_proc="dataset_num_proc", optimizer="optim", out_dir="output_dir", output="output_dir", output_path="output_dir", push_to_hub_id="hub_model_id",
-    push_to_hub_model_id="hub_model_id", push_to_hub_token="hub_token", deepspeed_config="deepspeed", dpo_beta="beta", pref_beta="beta",
-    dpo_label_smoothing="label_smoothing", num_warmup_steps="warmup_steps", pref_loss="loss_type", sample_packing="packing",
-    per_gpu_train_batch_size="per_device_train_batch_size", per_gpu_eval_batch_size="per_device_eval_batch_size",
-    preprocessing_num_workers="dataset_num_proc", random_seed="seed", save_dir="output_dir", scheduler="lr_scheduler_type",
-    sequence_len="max_length", steps="max_steps", test_size="eval_size", test_split="eval_split", torch_dtype="dtype",
-    train_batch_size="per_device_train_batch_size", train_file="dataset_name", train_split="dataset_split", val_size="eval_size",
-    warmup="warmup_steps", warmup_ratio="warmup_steps", wd="weight_decay")
-_OF_THE_MODEL = ("attn_implementation", "load_in_4bit", "load_in_8bit", "model_revision", "revision", "trust_remote_code", "use_flash_attn")
+    alpha_slpo="alpha",
+    base_model="model_name_or_path",
+    base_model_name_or_path="model_name_or_path",
+    batch_size="per_device_train_batch_size",
+    beta1="adam_beta1",
+    beta2="adam_beta2",
+    bfloat16="bf16",
+    clip_grad="max_grad_norm",
+    cutoff_len="max_length",
+    data="dataset_name",
+    data_path="dataset_name",
+    dataset="dataset_name",
+    dataset_num_workers="dataset_num_proc",
+    dataset_path="dataset_name",
+    dataset_test_split="eval_split",
+    dataset_train_split="dataset_split",
+    epochs="num_train_epochs",
+    eval_batch_size="per_device_eval_batch_size",
+    evaluation_strategy="eval_strategy",
+    float16="fp16",
+    generate_during_eval="eval_sampling",
+    grad_accum="gradient_accumulation_steps",
+    gradient_accumulation="gradient_accumulation_steps",
+    learning_rate_scheduler="lr_scheduler_type",
+    loss="loss_type",
+    lr="learning_rate",
+    lr_scheduler="lr_scheduler_type",
+    max_grad_norm_clip="max_grad_norm",
+    max_gradient_norm="max_grad_norm",
+    max_samples="train_size",
+    max_seq_len="max_length",
+    max_seq_length="max_length",
+    max_target_length="max_completion_length",
+    max_train_samples="train_size",
+    max_train_steps="max_steps",
+    micro_batch_size="per_device_train_batch_size",
+    model="model_name_or_path",
+    model_id="model_name_or_path",
+    model_max_length="max_length",
+    model_name="model_name_or_path",
+    model_path="model_name_or_path",
+    num_epochs="num_train_epochs",
+    num_proc="dataset_num_proc",
+    optimizer="optim",
+    out_dir="output_dir",
+    output="output_dir",
+    output_path="output_dir",
+    push_to_hub_id="hub_model_id",
+    push_to_hub_model_id="hub_model_id",
+    push_to_hub_token="hub_token",
+    deepspeed_config="deepspeed",
+    dpo_beta="beta",
+    pref_beta="beta",
+    dpo_label_smoothing="label_smoothing",
+    num_warmup_steps="warmup_steps",
+    pref_loss="loss_type",
+    sample_packing="packing",
+    per_gpu_train_batch_size="per_device_train_batch_size",
+    per_gpu_eval_batch_size="per_device_eval_batch_size",
+    preprocessing_num_workers="dataset_num_proc",
+    random_seed="seed",
+    save_dir="output_dir",
+    scheduler="lr_scheduler_type",
+    sequence_len="max_length",
+    steps="max_steps",
+    test_size="eval_size",
+    test_split="eval_split",
+    torch_dtype="dtype",
+    train_batch_size="per_device_train_batch_size",
+    train_file="dataset_name",
+    train_split="dataset_split",
+    val_size="eval_size",
+    warmup="warmup_steps",
+    warmup_ratio="warmup_steps",
+    wd="weight_decay",
+)
+_OF_THE_MODEL = (
+    "attn_implementation",
+    "load_in_4bit",
+    "load_in_8bit",
+    "model_revision",
+    "revision",
+    "trust_remote_code",
+    "use_flash_attn",
+)
 _THE_REFERENCE = "the reference is the model as it is when training starts; another one is given in Python, SLPOTrainer(model, ref_model=...)"
 _ADAPTERS = "adapters are given in Python, SLPOTrainer(..., peft_config=...)"
 _ELSEWHERE = dict(
-    adapter=_ADAPTERS, finetuning_type=_ADAPTERS, lora_alpha=_ADAPTERS, lora_dropout=_ADAPTERS, lora_r=_ADAPTERS, lora_rank=_ADAPTERS, lora_target=_ADAPTERS,
-    lora_target_modules=_ADAPTERS, use_peft=_ADAPTERS, no_cuda="--use_cpu trains on the CPU", use_gpu="an accelerator is used where there is one; --use_cpu trains without",
-    ref_model=_THE_REFERENCE, ref_model_name_or_path=_THE_REFERENCE, ref_model_path=_THE_REFERENCE, reference_model=_THE_REFERENCE, reference_name_or_path=_THE_REFERENCE,
-    reference_free="every loss here has a reference; without one there is loss_type sft")
+    adapter=_ADAPTERS,
+    finetuning_type=_ADAPTERS,
+    lora_alpha=_ADAPTERS,
+    lora_dropout=_ADAPTERS,
+    lora_r=_ADAPTERS,
+    lora_rank=_ADAPTERS,
+    lora_target=_ADAPTERS,
+    lora_target_modules=_ADAPTERS,
+    use_peft=_ADAPTERS,
+    no_cuda="--use_cpu trains on the CPU",
+    use_gpu="an accelerator is used where there is one; --use_cpu trains without",
+    ref_model=_THE_REFERENCE,
+    ref_model_name_or_path=_THE_REFERENCE,
+    ref_model_path=_THE_REFERENCE,
+    reference_model=_THE_REFERENCE,
+    reference_name_or_path=_THE_REFERENCE,
+    reference_free="every loss here has a reference; without one there is loss_type sft",
+)
 
-def _meant(name:str, known) -> str:
+
+def _meant(name: str, known) -> str:
     "What another trainer's name, or a slip of the hand, is here: a setting, with what differs; '' where nothing is like it."
     name = name.lstrip("-").replace("-", "_")
-    if name in _OF_THE_MODEL: return "model_init_kwargs (arguments of from_pretrained, as JSON)" if "model_init_kwargs" in known else ""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=.85)
+    if name in _OF_THE_MODEL:
+        return (
+            "model_init_kwargs (arguments of from_pretrained, as JSON)"
+            if "model_init_kwargs" in known
+            else ""
+        )
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.85)
     found = _OTHERS_NAMES.get(name) or next((other for other in near if _is_slip(name, other)), "")
-    if found not in known: return ""
-    return found + " (below 1: a share of all steps)"*(name == "warmup_ratio")
+    if found not in known:
+        return ""
+    return found + " (below 1: a share of all steps)" * (name == "warmup_ratio")
 
 # %% ../nbs/09_cli.ipynb #cell-400
-def _is_slip(name:str, other:str) -> bool:
+def _is_slip(name: str, other: str) -> bool:
     "Whether two names differ by a slip of the hand: not by a word more, another number, or another word."
     words, others = name.split("_"), other.split("_")
     mine = "".join(word for word in words if word not in others)
     theirs = "".join(word for word in others if word not in words)
-    def digits(text): return [letter for letter in text if letter.isdigit()]
-    if digits(name) != digits(other) or bool(mine) != bool(theirs): return False
-    return difflib.SequenceMatcher(None, mine, theirs).ratio() > .7
 
-def _advice(name:str, known, dashes:str="") -> str:
+    def digits(text):
+        return [letter for letter in text if letter.isdigit()]
+
+    if digits(name) != digits(other) or bool(mine) != bool(theirs):
+        return False
+    return difflib.SequenceMatcher(None, mine, theirs).ratio() > 0.7
+
+
+def _advice(name: str, known, dashes: str = "") -> str:
     "What to say of a name that is no setting; '' where nothing is like it."
     name = name.lstrip("-").replace("-", "_")
-    if "train_size" in known and name in _ELSEWHERE: return _ELSEWHERE[name]
+    if "train_size" in known and name in _ELSEWHERE:
+        return _ELSEWHERE[name]
     meant = _meant(name, known)
     return f"did you mean {dashes}{meant}?" if meant else ""
 
+
 def _kinds(hint) -> set:
     "The types that a setting may have; Enums and Literals are texts."
-    parts = [kind for part in typing.get_args(hint) for kind in _kinds(part)] if _is_union(hint) else [typing.get_origin(hint) or hint]
+    parts = (
+        [kind for part in typing.get_args(hint) for kind in _kinds(part)]
+        if _is_union(hint)
+        else [typing.get_origin(hint) or hint]
+    )
     return {kind if kind in (bool, int, float, dict, list, type(None)) else str for kind in parts}
 
-def _is_union(hint) -> bool: return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+def _is_union(hint) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 # %% ../nbs/09_cli.ipynb #cell-285
-def _read_value(value, # as YAML has it
-                written:str, # as it stands in the file
-                kinds:set, # types that the setting may have
-                choices:list=None, # words that it may be
-                optional:bool=False): # may it be empty?
+def _read_value(
+    value,  # as YAML has it
+    written: str,  # as it stands in the file
+    kinds: set,  # types that the setting may have
+    choices: list = None,  # words that it may be
+    optional: bool = False,
+):  # may it be empty?
     "The value as the setting wants it. Raises `ValueError` that says what was found and what is expected."
     expected = _expected(kinds, choices)
     if value is None:
-        if written == "~" and str in kinds: raise ValueError("is ~, which YAML reads as empty: write null, or the name of your home folder in full")
-        if optional: return None
+        if written == "~" and str in kinds:
+            raise ValueError(
+                "is ~, which YAML reads as empty: write null, or the name of your home folder in full"
+            )
+        if optional:
+            return None
         raise ValueError(f"is empty: expected {expected}")
     if isinstance(value, (dict, list)):
-        if type(value) in kinds: return value
-        raise ValueError(f"is a {'list' if isinstance(value, list) else 'block of settings'}: expected {expected}")
+        if type(value) in kinds:
+            return value
+        raise ValueError(
+            f"is a {'list' if isinstance(value, list) else 'block of settings'}: expected {expected}"
+        )
     if isinstance(value, bool) and bool not in kinds:
         truth = str(value).lower()
-        said = f"is {truth}" if written.lower() == truth else f"is {truth} (YAML reads {written} as {truth})"
-        meant = str in kinds and written.lower() != truth and (not choices or written.lower() in choices)
+        said = (
+            f"is {truth}"
+            if written.lower() == truth
+            else f"is {truth} (YAML reads {written} as {truth})"
+        )
+        meant = (
+            str in kinds
+            and written.lower() != truth
+            and (not choices or written.lower() in choices)
+        )
         raise ValueError(f'{said}: write "{written}"' if meant else f"{said}: expected {expected}")
-    if isinstance(value, bool): return value
+    if isinstance(value, bool):
+        return value
     for kind, read in ((bool, _truth), (int, _whole), (float, float)):
-        if kind not in kinds: continue
+        if kind not in kinds:
+            continue
         number = isinstance(value, (int, float)) and kind is not bool
-        if number: _check_written(value, written)
-        try: return read(value if number else written)
-        except (ValueError, OverflowError, argparse.ArgumentTypeError): pass
-    if str not in kinds or choices and written not in choices: raise ValueError(f"is {written!r}: expected {expected}")
+        if number:
+            _check_written(value, written)
+        try:
+            return read(value if number else written)
+        except (ValueError, OverflowError, argparse.ArgumentTypeError):
+            pass
+    if str not in kinds or choices and written not in choices:
+        raise ValueError(f"is {written!r}: expected {expected}")
     return written
 
-def _check_written(value, written:str):
+
+def _check_written(value, written: str):
     "Raise `ValueError` where the number that YAML read is not the one that stands there: 010 is 8 to it, and 1:30 is 90."
-    if written.lower().lstrip("+-") in (".inf", ".nan"): return
+    if written.lower().lstrip("+-") in (".inf", ".nan"):
+        return
     for read in (float, lambda text: int(text, 0)):
         try:
-            if read(written) == value: return
-        except ValueError: pass
+            if read(written) == value:
+                return
+        except ValueError:
+            pass
     plain = written.lstrip("+-").lstrip("0")
     ways = f"{plain} or {value}" if plain.isdigit() else f"{value}"
-    raise ValueError(f"is {written}, which YAML reads as {value}: write {ways}, in plain digits, whichever is meant")
+    raise ValueError(
+        f"is {written}, which YAML reads as {value}: write {ways}, in plain digits, whichever is meant"
+    )
 
 # %% ../nbs/09_cli.ipynb #cell-401
 def _check_inside(node):
     "Raise `ValueError`, with its line, for a value inside a list or a block that YAML reads as something other than what is written."
     parts = node.value if isinstance(node.value, list) else []
     for part in parts:
-        for inner in part if isinstance(part, tuple) else (part,): _check_inside(inner)
-    if not isinstance(node, yaml.ScalarNode): return
+        for inner in part if isinstance(part, tuple) else (part,):
+            _check_inside(inner)
+    if not isinstance(node, yaml.ScalarNode):
+        return
     kind, written = node.tag.rpartition(":")[2], node.value
     try:
-        if kind in ("int", "float"): _check_written(yaml.safe_load(written), written)
-        if kind == "timestamp": raise ValueError(f'holds {written}, which YAML reads as a date: write "{written}"')
+        if kind in ("int", "float"):
+            _check_written(yaml.safe_load(written), written)
+        if kind == "timestamp":
+            raise ValueError(f'holds {written}, which YAML reads as a date: write "{written}"')
         if kind == "bool" and written.lower() not in ("true", "false"):
             truth = str(yaml.safe_load(written)).lower()
-            raise ValueError(f'holds {written}, which YAML reads as {truth}: write "{written}", or {truth}')
-    except ValueError as e: raise ValueError(f"{e} (line {node.start_mark.line + 1})") from None
+            raise ValueError(
+                f'holds {written}, which YAML reads as {truth}: write "{written}", or {truth}'
+            )
+    except ValueError as e:
+        raise ValueError(f"{e} (line {node.start_mark.line + 1})") from None
 
-def _truth(word:str) -> bool:
+
+def _truth(word: str) -> bool:
     "yes, no, on, off and the like: what YAML takes for true and false is so on the command line, too."
-    if word.lower() in ("on", "off"): return word.lower() == "on"
+    if word.lower() in ("on", "off"):
+        return word.lower() == "on"
     return string_to_bool(word)
+
 
 def _whole(number) -> int:
     "1e3 is a whole number too."
-    if isinstance(number, str): number = float(number)
-    if number != int(number): raise ValueError(number)
+    if isinstance(number, str):
+        number = float(number)
+    if number != int(number):
+        raise ValueError(number)
     return int(number)
 
-def _expected(kinds:set, choices:list=None) -> str:
-    if choices: return f"one of {', '.join(map(str, choices))}"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "'name: value' lines", list: "a list"}
+
+def _expected(kinds: set, choices: list = None) -> str:
+    if choices:
+        return f"one of {', '.join(map(str, choices))}"
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        dict: "'name: value' lines",
+        list: "a list",
+    }
     return " or ".join(word for kind, word in words.items() if kind in kinds)
 
 # %% ../nbs/09_cli.ipynb #cell-006
-RECIPES = resources.files("slpo")/"recipes"
+RECIPES = resources.files("slpo") / "recipes"
 
-def _recipe(name:str) -> tuple: # (text, what to call it in a message)
+
+def _recipe(name: str) -> tuple:  # (text, what to call it in a message)
     "The text of a YAML file or a shipped recipe."
-    shipped = sorted(f.name.removesuffix(".yaml") for f in RECIPES.iterdir() if f.name.endswith(".yaml"))
-    if Path(name).is_file(): file = Path(name)
-    elif name in shipped: file = RECIPES/f"{name}.yaml"
+    shipped = sorted(
+        f.name.removesuffix(".yaml") for f in RECIPES.iterdir() if f.name.endswith(".yaml")
+    )
+    if Path(name).is_file():
+        file = Path(name)
+    elif name in shipped:
+        file = RECIPES / f"{name}.yaml"
     else:
-        close = difflib.get_close_matches(Path(name).name.removesuffix(".yml").removesuffix(".yaml"), shipped, n=1)
-        raise FileNotFoundError(f"--config {name}: neither a file nor one of the recipes {', '.join(shipped)}" + (f"; did you mean --config {close[0]}?" if close else ""))
-    try: return file.read_text(encoding="utf-8"), file.name
-    except UnicodeDecodeError as e: raise ValueError(f"{file.name}: not UTF-8 (byte {e.start + 1})") from None
+        close = difflib.get_close_matches(
+            Path(name).name.removesuffix(".yml").removesuffix(".yaml"), shipped, n=1
+        )
+        raise FileNotFoundError(
+            f"--config {name}: neither a file nor one of the recipes {', '.join(shipped)}"
+            + (f"; did you mean --config {close[0]}?" if close else "")
+        )
+    try:
+        return file.read_text(encoding="utf-8"), file.name
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{file.name}: not UTF-8 (byte {e.start + 1})") from None
 
-def _read_yaml(text:str, file:str) -> dict: # name -> (value, as it is written, line)
+
+def _read_yaml(text: str, file: str) -> dict:  # name -> (value, as it is written, line)
     "The settings of a YAML text. Raises `ValueError` with line and column for what is none."
-    try: settings, top = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    try:
+        settings, top = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(f"{file}: {where}not YAML ({e.problem or e.context})") from None
-    except (yaml.YAMLError, ValueError) as e: raise ValueError(f"{file}: not YAML ({' '.join(str(e).split())})") from None
-    if not isinstance(settings, dict): raise ValueError(f"{file}: expected 'name: value' lines")
+    except (yaml.YAMLError, ValueError) as e:
+        raise ValueError(f"{file}: not YAML ({' '.join(str(e).split())})") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: expected 'name: value' lines")
     found = {}
     for key, value in top.value:
         line = key.start_mark.line + 1
-        if key.value in found: raise ValueError(f"{file}: line {line}: {key.value} stands in line {found[key.value][2]} already")
-        if key.value not in settings: raise ValueError(f"{file}: line {line}: {key.value!r} is no name of a setting")
+        if key.value in found:
+            raise ValueError(
+                f"{file}: line {line}: {key.value} stands in line {found[key.value][2]} already"
+            )
+        if key.value not in settings:
+            raise ValueError(f"{file}: line {line}: {key.value!r} is no name of a setting")
         written = value.value if isinstance(value.value, str) else ""
         if not isinstance(value, yaml.ScalarNode):
-            try: _check_inside(value)
-            except ValueError as e: raise ValueError(f"{file}: line {line}: {key.value} {e}") from None
+            try:
+                _check_inside(value)
+            except ValueError as e:
+                raise ValueError(f"{file}: line {line}: {key.value} {e}") from None
         found[key.value] = settings[key.value], written, line
     return found
 
 # %% ../nbs/09_cli.ipynb #cell-297
-_CHOICES = {"loss_type": [*LOSSES, "sigmoid"], "form": [*FORMS], "target": ["mass", "ratio"], "preset": [*PRESETS], "truncation_mode": ["keep_end", "keep_start"],
-            "completion_tokens": ["joint", "apart"], "on_bad_rows": ["raise", "drop"], "sft_targets": ["all", "unique_prompts"]}
-_OTHER_WORDS = {"dtype": "float32, bfloat16, float16 or auto", "temperature": "a positive number, or length", "report_to": "none, all, or a tracker's name",
-                "model_init_kwargs": "'name: value' lines"}
+_CHOICES = {
+    "loss_type": [*LOSSES, "sigmoid"],
+    "form": [*FORMS],
+    "target": ["mass", "ratio"],
+    "preset": [*PRESETS],
+    "truncation_mode": ["keep_end", "keep_start"],
+    "completion_tokens": ["joint", "apart"],
+    "on_bad_rows": ["raise", "drop"],
+    "sft_targets": ["all", "unique_prompts"],
+}
+_OTHER_WORDS = {
+    "dtype": "float32, bfloat16, float16 or auto",
+    "temperature": "a positive number, or length",
+    "report_to": "none, all, or a tracker's name",
+    "model_init_kwargs": "'name: value' lines",
+}
 
-def _settings(parser:HfArgumentParser, classes:tuple, name:str) -> dict: # name -> value
+
+def _settings(parser: HfArgumentParser, classes: tuple, name: str) -> dict:  # name -> value
     "What a recipe sets, as the settings want it. Raises `ValueError`, naming file, line and setting, for what they cannot be."
     text, file = _recipe(name)
     found = _read_yaml(text, file)
     hints = {n: hint for c in classes for n, hint in typing.get_type_hints(c).items()}
-    actions = {a.dest: a for a in reversed(parser._actions)}                                     # --x before --no_x
+    actions = {a.dest: a for a in reversed(parser._actions)}  # --x before --no_x
     known = {n for n in actions if n in hints}
     if strange := [n for n in found if n not in known]:
         said = [n + (f" ({advice})" if (advice := _advice(n, known)) else "") for n in strange]
@@ -267,306 +541,530 @@ def _settings(parser:HfArgumentParser, classes:tuple, name:str) -> dict: # name 
     settings = {}
     for n, (value, written, line) in found.items():
         kinds, action = _kinds(hints[n]), actions[n]
-        optional = type(None) in kinds or "None" in (action.help or "")                          # as --help says
+        optional = type(None) in kinds or "None" in (action.help or "")  # as --help says
         choices = action.choices or _CHOICES.get(n)
         if isinstance(value, bool) and n in _OTHER_WORDS and bool not in kinds:
-            raise ValueError(f"{file}: line {line}: {n} is {str(value).lower()}"
-                             + f" (YAML reads {written} as {str(value).lower()})"*(written.lower() != str(value).lower()) + f": expected {_OTHER_WORDS[n]}")
-        try: settings[n] = _read_value(value, written, kinds, choices, optional)
-        except ValueError as e: raise ValueError(f"{file}: line {line}: {n} {e}") from None
+            raise ValueError(
+                f"{file}: line {line}: {n} is {str(value).lower()}"
+                + f" (YAML reads {written} as {str(value).lower()})"
+                * (written.lower() != str(value).lower())
+                + f": expected {_OTHER_WORDS[n]}"
+            )
+        try:
+            settings[n] = _read_value(value, written, kinds, choices, optional)
+        except ValueError as e:
+            raise ValueError(f"{file}: line {line}: {n} {e}") from None
     return settings
 
-def _reader(read, expected:str):
+
+def _reader(read, expected: str):
     "A type for argparse that says what is expected, and reads what a recipe may have."
+
     def wanted(word):
-        try: return read(word)
-        except (ValueError, OverflowError, argparse.ArgumentTypeError): raise argparse.ArgumentTypeError(f"is {word!r}: expected {expected}") from None
+        try:
+            return read(word)
+        except (ValueError, OverflowError, argparse.ArgumentTypeError):
+            raise argparse.ArgumentTypeError(f"is {word!r}: expected {expected}") from None
+
     return wanted
 
-def _whole_word(word:str) -> int:
-    try: return int(word)
-    except ValueError: return _whole(word)
 
-_READERS = {string_to_bool: _reader(_truth, "true or false"), int: _reader(_whole_word, "a whole number"), float: _reader(float, "a number")}
+def _whole_word(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        return _whole(word)
+
+
+_READERS = {
+    string_to_bool: _reader(_truth, "true or false"),
+    int: _reader(_whole_word, "a whole number"),
+    float: _reader(float, "a number"),
+}
 
 # %% ../nbs/09_cli.ipynb #cell-402
-def _check_json_file(name:str, value):
+def _check_json_file(name: str, value):
     "Raise `ValueError` where a setting names a file of JSON, and there is none."
-    if value and name == "deepspeed" and not find_spec("deepspeed"): raise ValueError("--deepspeed: it is not installed: pip install deepspeed")
-    if not isinstance(value, str) or value.lstrip().startswith("{"): return
+    if value and name == "deepspeed" and not find_spec("deepspeed"):
+        raise ValueError("--deepspeed: it is not installed: pip install deepspeed")
+    if not isinstance(value, str) or value.lstrip().startswith("{"):
+        return
     path = Path(value)
-    if path.is_dir(): raise ValueError(f"--{name} {value}: is a folder: expected a file of JSON")
-    if not path.is_file(): raise ValueError(f"--{name} {value}: no such file: expected a file of JSON, or the JSON itself")
-    try: json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e: raise ValueError(f"--{name} {value}: not JSON ({e})") from None
+    if path.is_dir():
+        raise ValueError(f"--{name} {value}: is a folder: expected a file of JSON")
+    if not path.is_file():
+        raise ValueError(
+            f"--{name} {value}: no such file: expected a file of JSON, or the JSON itself"
+        )
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"--{name} {value}: not JSON ({e})") from None
 
-def _no_usage(message:str):
+
+def _no_usage(message: str):
     "For argparse, which would print a page of usage: raise its message alone, with one spelling of the flag."
     raise ValueError(re.sub(r"^argument (--\w+)(/--[\w-]+)*", r"\1", message))
 
-def _parse(parser:HfArgumentParser, argv:list) -> list:
+
+def _parse(parser: HfArgumentParser, argv: list) -> list:
     "What `parse_args_into_dataclasses` returns; raises `ValueError` for flags that do not exist, or lack a value: one line instead of a page of usage."
     parser.error = _no_usage
     for action in parser._actions:
-        if action.type in _READERS: action.type = _READERS[action.type]
+        if action.type in _READERS:
+            action.type = _READERS[action.type]
     *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         flag = unknown[0].split("=")[0]
-        advice = _advice(flag, {a.dest for a in parser._actions}, "--") if flag.startswith("--") else ""
+        advice = (
+            _advice(flag, {a.dest for a in parser._actions}, "--") if flag.startswith("--") else ""
+        )
         what = "unknown flag" if flag.startswith("-") else "a word without a flag:"
-        raise ValueError(f"{what} {unknown[0]}" + f": {advice}"*bool(advice))
+        raise ValueError(f"{what} {unknown[0]}" + f": {advice}" * bool(advice))
     return parsed
 
 # %% ../nbs/09_cli.ipynb #cell-007
-def parse_run(argv:list=None, # flags; default: those of the command line
-             ) -> tuple: # (RunArguments, SLPOConfig)
+def parse_run(
+    argv: list = None,  # flags; default: those of the command line
+) -> tuple:  # (RunArguments, SLPOConfig)
     "Settings from defaults, recipe and flags, in that order. Raises `ValueError` for names that do not exist."
     argv = sys.argv[1:] if argv is None else list(argv)
     after = [*argv[1:], "--"]
-    argv = ["--bf16=true" if flag == "--bf16" and word.startswith("--") else flag for flag, word in zip(argv, after)]     # what may be unset needs a value
+    argv = [
+        "--bf16=true" if flag == "--bf16" and word.startswith("--") else flag
+        for flag, word in zip(argv, after)
+    ]  # what may be unset needs a value
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("config", "model_name_or_path", "dataset_name", "output_dir"): first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
-    for name in ("deepspeed", "fsdp_config", "accelerator_config"): first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
+    for name in ("config", "model_name_or_path", "dataset_name", "output_dir"):
+        first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
+        first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
     first.error = _no_usage
     given, _ = first.parse_known_args(argv)
     asked = any(flag in ("-h", "--help") for flag in argv)
     config, settings, classes = given.config, {}, (RunArguments, SLPOConfig)
-    if not (config or given.model_name_or_path or given.dataset_name or asked): config = "world"
-    parser = HfArgumentParser(classes, prog="slpo_train", usage="slpo_train [--config RECIPE] [--flag value ...]", allow_abbrev=False)
-    parser.description = "Align a language model on preferences by supervised learning. " + _whose_defaults(config)
-    parser.add_argument("--config", help="YAML file or shipped recipe with settings; flags win over it.")
-    if config: settings = _settings(parser, classes, config)
-    for name in ("deepspeed", "fsdp_config", "accelerator_config"): _check_json_file(name, getattr(given, name) or settings.get(name))
+    if not (config or given.model_name_or_path or given.dataset_name or asked):
+        config = "world"
+    parser = HfArgumentParser(
+        classes,
+        prog="slpo_train",
+        usage="slpo_train [--config RECIPE] [--flag value ...]",
+        allow_abbrev=False,
+    )
+    parser.description = (
+        "Align a language model on preferences by supervised learning. " + _whose_defaults(config)
+    )
+    parser.add_argument(
+        "--config", help="YAML file or shipped recipe with settings; flags win over it."
+    )
+    if config:
+        settings = _settings(parser, classes, config)
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
+        _check_json_file(name, getattr(given, name) or settings.get(name))
     parser.set_defaults(**settings)
     run, args, *_ = _parse(parser, argv)
-    if not (given.output_dir or settings.get("output_dir")): args.output_dir = _fresh_folder(f"runs/{Path(config or run.dataset_name).name}-{args.loss_type}", run.resume)
+    if not (given.output_dir or settings.get("output_dir")):
+        args.output_dir = _fresh_folder(
+            f"runs/{Path(config or run.dataset_name).name}-{args.loss_type}", run.resume
+        )
     return run, args
 
-def _whose_defaults(config:str=None) -> str:
+
+def _whose_defaults(config: str = None) -> str:
     "What the defaults that --help shows are those of."
-    if config: return f"The defaults shown are those of the recipe {config}."
+    if config:
+        return f"The defaults shown are those of the recipe {config}."
     text, _ = _recipe("world")
     its = ", ".join(f"{k} {v}" for k, v in yaml.safe_load(text).items() if k != "dataset_name")
     return f"Without --model_name_or_path, --dataset_name and --config: a small world, a few minutes, with settings of its own ({its}). The defaults shown are those for your model and your data."
 
-def _fresh_folder(base:str, resume:bool) -> str:
+
+def _fresh_folder(base: str, resume: bool) -> str:
     "`base`, or the first of base-2, base-3, … that does not exist; to resume, the last that does. Raises `ValueError` where several processes would have to agree."
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("several processes need one folder: give --output_dir")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("several processes need one folder: give --output_dir")
     n = 1
-    while os.path.exists(base if n == 1 else f"{base}-{n}"): n += 1
-    if resume and n > 1: n -= 1
+    while os.path.exists(base if n == 1 else f"{base}-{n}"):
+        n += 1
+    if resume and n > 1:
+        n -= 1
     return base if n == 1 else f"{base}-{n}"
 
 # %% ../nbs/09_cli.ipynb #cell-010
-def _sft_rows(rows:Dataset, targets:str) -> Dataset:
+def _sft_rows(rows: Dataset, targets: str) -> Dataset:
     "All rows, or of each prompt the row that stands last in the data."
-    if rows is None or targets == "all": return rows
-    last = {_key(prompt): i for _, i, prompt in sorted(zip(rows[ROW], range(len(rows)), rows["prompt"]))}
+    if rows is None or targets == "all":
+        return rows
+    last = {
+        _key(prompt): i for _, i, prompt in sorted(zip(rows[ROW], range(len(rows)), rows["prompt"]))
+    }
     return rows.select(sorted(last.values()))
 
-def _count(n:int, word:str="row") -> str: return f"{n:,} {word}{'' if n == 1 else 's'}"
 
-def _numbered(rows:Dataset) -> Dataset:
+def _count(n: int, word: str = "row") -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def _numbered(rows: Dataset) -> Dataset:
     "Rows with the numbers that messages name: those that loading gave them, or else their places."
     return rows if ROW in rows.column_names else rows.add_column(ROW, range(len(rows)))
 
-def _load_split(run:RunArguments, args:SLPOConfig, split:str) -> Dataset:
+
+def _load_split(run: RunArguments, args: SLPOConfig, split: str) -> Dataset:
     "The rows of a split in the order of the seed, with their numbers, which messages name."
     rows = load_preferences(run.dataset_name, split, args.on_bad_rows, sft=args.loss_type == "sft")
     rows = _numbered(rows).shuffle(seed=args.seed)
     return _sft_rows(rows, run.sft_targets) if args.loss_type == "sft" else rows
 
-def _load_data(run:RunArguments, args:SLPOConfig) -> tuple:
+
+def _load_data(run: RunArguments, args: SLPOConfig) -> tuple:
     "(train, eval) rows of text; no prompt is in both. eval is None where eval_size is 0. Raises `ValueError` where nothing would be left to train on."
-    if run.eval_size == 0: _check_no_evaluation(run, args)
+    if run.eval_size == 0:
+        _check_no_evaluation(run, args)
     data, test = _load_split(run, args, run.dataset_split), None
     if run.eval_split and run.eval_size != 0:
         test = _load_split(run, args, run.eval_split)
         test = test.select(range(min(256 if run.eval_size is None else run.eval_size, len(test))))
         data = _without_prompts(data, test, run)
-    elif run.eval_size != 0: data, test = _hold_out(data, run)
-    if run.train_size: data = data.select(range(min(run.train_size, len(data))))
+    elif run.eval_size != 0:
+        data, test = _hold_out(data, run)
+    if run.train_size:
+        data = data.select(range(min(run.train_size, len(data))))
     return data, test
 
-def _check_no_evaluation(run:RunArguments, args:SLPOConfig):
+
+def _check_no_evaluation(run: RunArguments, args: SLPOConfig):
     "Raise `ValueError` for a setting that asks for an evaluation where there is none."
-    asked = {"eval_strategy": args.eval_strategy if args.eval_strategy != "no" else None, "eval_examples": args.eval_examples, "eval_on_start": args.eval_on_start or None,
-             "load_best_model_at_end": args.load_best_model_at_end or None, "eval_sampling": run.eval_sampling or None}
+    asked = {
+        "eval_strategy": args.eval_strategy if args.eval_strategy != "no" else None,
+        "eval_examples": args.eval_examples,
+        "eval_on_start": args.eval_on_start or None,
+        "load_best_model_at_end": args.load_best_model_at_end or None,
+        "eval_sampling": run.eval_sampling or None,
+    }
     for name, value in asked.items():
-        if value is not None: raise ValueError(f"eval_size=0 leaves nothing to evaluate on, and {name}={getattr(value, 'value', value)} asks for an evaluation: leave one of the two out")
+        if value is not None:
+            raise ValueError(
+                f"eval_size=0 leaves nothing to evaluate on, and {name}={getattr(value, 'value', value)} asks for an evaluation: leave one of the two out"
+            )
 
 # %% ../nbs/09_cli.ipynb #cell-286
-def _hold_out(rows:Dataset, run:RunArguments) -> tuple:
+def _hold_out(rows: Dataset, run: RunArguments) -> tuple:
     "(train, eval): the first `eval_size` rows, by default a tenth of the prompts, are evaluated on; no row with one of their prompts is trained on."
     keys = [_key(prompt) for prompt in rows["prompt"]]
     prompts, name = list(dict.fromkeys(keys)), Path(run.dataset_name).name
-    size, held_out = run.eval_size, set(keys[:run.eval_size])
+    size, held_out = run.eval_size, set(keys[: run.eval_size])
     ways = "name other rows with --eval_split, or train without an evaluation: --eval_size 0"
-    if len(prompts) == 1: raise ValueError(f"{name}: {_count(len(rows))} with one prompt, which cannot be trained and evaluated on: {ways}")
+    if len(prompts) == 1:
+        raise ValueError(
+            f"{name}: {_count(len(rows))} with one prompt, which cannot be trained and evaluated on: {ways}"
+        )
     if size is None:
-        held_out = set(prompts[:min(256, max(len(prompts)//10, 1))])
+        held_out = set(prompts[: min(256, max(len(prompts) // 10, 1))])
         size = min(256, sum(key in held_out for key in keys))
     if len(held_out) == len(prompts):
-        most = keys.index(prompts[-1])                                         # rows before the first one with the last prompt
-        raise ValueError(f"{name}: eval_size={size} takes {_count(min(size, len(rows)))} of {len(rows):,}, which have all {len(prompts):,} prompts, and leaves nothing to train on: "
-                         f"give --eval_size {most} or less, {ways}")
+        most = keys.index(prompts[-1])  # rows before the first one with the last prompt
+        raise ValueError(
+            f"{name}: eval_size={size} takes {_count(min(size, len(rows)))} of {len(rows):,}, which have all {len(prompts):,} prompts, and leaves nothing to train on: "
+            f"give --eval_size {most} or less, {ways}"
+        )
     inside = [key in held_out for key in keys]
-    test, data = [rows.select([i for i, x in enumerate(inside) if x is want]) for want in (True, False)]
-    if (more := len(test) - size) > 0: print(f"{more} more {'row has a' if more == 1 else 'rows have'} held-out prompt{'s'*(more > 1)}: neither trained nor evaluated on")
+    test, data = [
+        rows.select([i for i, x in enumerate(inside) if x is want]) for want in (True, False)
+    ]
+    if (more := len(test) - size) > 0:
+        print(
+            f"{more} more {'row has a' if more == 1 else 'rows have'} held-out prompt{'s' * (more > 1)}: neither trained nor evaluated on"
+        )
     return data, test.select(range(min(size, len(test))))
 
-def _without_prompts(rows:Dataset, test:Dataset, run:RunArguments) -> Dataset:
+
+def _without_prompts(rows: Dataset, test: Dataset, run: RunArguments) -> Dataset:
     "The rows whose prompts are not evaluated on. Raises `ValueError` where none is left."
     held_out = {_key(prompt) for prompt in test["prompt"]}
     keep = [i for i, prompt in enumerate(rows["prompt"]) if _key(prompt) not in held_out]
-    if not keep: raise ValueError(f"{run.dataset_name}: every row of the split {run.dataset_split!r} has a prompt of the split {run.eval_split!r}, and leaves nothing to train on: name another --eval_split, or hold rows out with --eval_size")
-    if less := len(rows) - len(keep): print(f"{_count(less)} of the split {run.dataset_split!r} {'has a prompt' if less == 1 else 'have prompts'} of the split {run.eval_split!r}: not trained on")
+    if not keep:
+        raise ValueError(
+            f"{run.dataset_name}: every row of the split {run.dataset_split!r} has a prompt of the split {run.eval_split!r}, and leaves nothing to train on: name another --eval_split, or hold rows out with --eval_size"
+        )
+    if less := len(rows) - len(keep):
+        print(
+            f"{_count(less)} of the split {run.dataset_split!r} {'has a prompt' if less == 1 else 'have prompts'} of the split {run.eval_split!r}: not trained on"
+        )
     return rows.select(keep) if less else rows
 
 # %% ../nbs/09_cli.ipynb #cell-462
-def _check_files(run:RunArguments, args:SLPOConfig):
+def _check_files(run: RunArguments, args: SLPOConfig):
     "Look at the model's files, and then at its tokenizer's. Raises `FileNotFoundError`, `ValueError`."
     name, what = run.model_name_or_path, "--model_name_or_path"
     check_model_files(name, what=what, **{"gguf_file": run.gguf_file, **_init_kwargs(args)})
     check_tokenizer_files(name, run.gguf_file, what)
 
-def _check_words_fit(what:str, name:str, model, tokenizer, eos:bool=True):
+
+def _check_words_fit(what: str, name: str, model, tokenizer, eos: bool = True):
     "Raise `ValueError`, naming the folder, for a tokenizer without an end of text, or with more tokens than the model has."
     if eos and tokenizer.eos_token_id is None:
-        raise ValueError(f"{what} {name}: its tokenizer has no EOS token, and a completion must say when it is over: "
-                         f"write the one that the model was trained with as \"eos_token\" into {Path(name)/'tokenizer_config.json'}")
+        raise ValueError(
+            f"{what} {name}: its tokenizer has no EOS token, and a completion must say when it is over: "
+            f"write the one that the model was trained with as \"eos_token\" into {Path(name) / 'tokenizer_config.json'}"
+        )
     size = _vocabulary(model)
     if len(tokenizer) > size:
-        raise ValueError(f"{what} {name}: its tokenizer has {len(tokenizer):,} tokens, the model only {size:,}: put the tokenizer that the model was "
-                         "trained with into that folder, or enlarge the model in Python, model.resize_token_embeddings(len(tokenizer)), and save it there")
+        raise ValueError(
+            f"{what} {name}: its tokenizer has {len(tokenizer):,} tokens, the model only {size:,}: put the tokenizer that the model was "
+            "trained with into that folder, or enlarge the model in Python, model.resize_token_embeddings(len(tokenizer)), and save it there"
+        )
 
-def _load_policy(run:RunArguments, args:SLPOConfig, train:Dataset) -> tuple:
+
+def _load_policy(run: RunArguments, args: SLPOConfig, train: Dataset) -> tuple:
     "(model, tokenizer) by name, or a small Pythia with a tokenizer made from the built-in world."
     name = run.model_name_or_path
     if name is not None:
-        _check_files(run, args)                                                # a hub id, which was not looked at before the data
+        _check_files(run, args)  # a hub id, which was not looked at before the data
         tokenizer = load_tokenizer(name, run.gguf_file, "--model_name_or_path")
-        model = load_model(name, gguf_file=run.gguf_file, what="--model_name_or_path", **{"dtype": run.dtype, **_init_kwargs(args)})
+        model = load_model(
+            name,
+            gguf_file=run.gguf_file,
+            what="--model_name_or_path",
+            **{"dtype": run.dtype, **_init_kwargs(args)},
+        )
         _check_words_fit("--model_name_or_path", name, model, tokenizer)
         return model, tokenizer
-    if run.dataset_name != "world": raise ValueError(f"--model_name_or_path is missing: which model is to be trained on {run.dataset_name}?")
-    tokenizer = train_tokenizer((r["prompt"] + r[c] for r in train for c in ("chosen", "rejected") if c in r), vocab_size=1024)
+    if run.dataset_name != "world":
+        raise ValueError(
+            f"--model_name_or_path is missing: which model is to be trained on {run.dataset_name}?"
+        )
+    tokenizer = train_tokenizer(
+        (r["prompt"] + r[c] for r in train for c in ("chosen", "rejected") if c in r),
+        vocab_size=1024,
+    )
     torch.manual_seed(args.seed)
-    config = GPTNeoXConfig(vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
-                           max_position_embeddings=512, bos_token_id=0, eos_token_id=0)
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return GPTNeoXForCausalLM(config), tokenizer
 
-def _tokenized_rows(rows:Dataset, tokenizer, args:SLPOConfig) -> tuple:
+
+def _tokenized_rows(rows: Dataset, tokenizer, args: SLPOConfig) -> tuple:
     "(rows of text, their groups of token ids) without the rows that cannot be used, after a report. Raises `BadRows` unless told to drop them."
-    if rows is None: return None, None
-    if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
-    with args.main_process_first(desc="tokenising"): groups = _tokenized(rows, tokenizer, args)
+    if rows is None:
+        return None, None
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
+    with args.main_process_first(desc="tokenising"):
+        groups = _tokenized(rows, tokenizer, args)
     if len(groups) < len(rows):
         kept = set(groups["row"])
         rows = rows.select([i for i, row in enumerate(rows[ROW]) if row in kept])
     return rows, groups
 
 # %% ../nbs/09_cli.ipynb #cell-403
-def _extras(rows:Dataset) -> list:
+def _extras(rows: Dataset) -> list:
     "What the chat template is given beside the messages of each row: tools and settings of its own, where there are any."
     names = [name for name in ("tools", "chat_template_kwargs") if name in rows.column_names]
-    return [{name: row[name] for name in names if row[name] is not None} for row in rows.select_columns(names)] if names else [{}]*len(rows)
+    return (
+        [
+            {name: row[name] for name in names if row[name] is not None}
+            for row in rows.select_columns(names)
+        ]
+        if names
+        else [{}] * len(rows)
+    )
 
 # %% ../nbs/09_cli.ipynb #cell-288
-def _check_writable(folder:Path):
+def _check_writable(folder: Path):
     "Raise `OSError`, naming the folder, where nothing can be written to it; nothing is left there."
     there = next((p for p in (folder, *folder.parents) if p.exists()), Path("."))
-    if not there.is_dir(): raise NotADirectoryError(f"--output_dir {folder}: {there} is a file")
+    if not there.is_dir():
+        raise NotADirectoryError(f"--output_dir {folder}: {there} is a file")
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(4096))
             file.flush()
-    except OSError as e: raise OSError(f"--output_dir {folder}: nothing can be written there ({e.strerror or e})") from e
+    except OSError as e:
+        raise OSError(
+            f"--output_dir {folder}: nothing can be written there ({e.strerror or e})"
+        ) from e
+
 
 @contextlib.contextmanager
-def _writing(folder:Path):
+def _writing(folder: Path):
     "Errors of writing name the folder."
-    try: yield
+    try:
+        yield
     except (OSError, RuntimeError, SafetensorError) as e:
         why = e.strerror if isinstance(e, OSError) and e.strerror else e
         raise OSError(f"{folder}: could not be written ({why})") from e
 
-_SAME_RUN = ("model_name_or_path", "gguf_file", "dtype", "dataset_name", "dataset_split", "eval_split", "train_size", "eval_size", "sft_targets", "sft_epochs",
-             "sft_learning_rate", "sft_batch_size")
-_SAME_ROWS = ("on_bad_rows", "max_length", "max_prompt_length", "max_completion_length", "truncation_mode", "completion_tokens")
 
-def _check_same_run(run:RunArguments, args:SLPOConfig, out:Path) -> dict: # name -> value, as JSON has them
+_SAME_RUN = (
+    "model_name_or_path",
+    "gguf_file",
+    "dtype",
+    "dataset_name",
+    "dataset_split",
+    "eval_split",
+    "train_size",
+    "eval_size",
+    "sft_targets",
+    "sft_epochs",
+    "sft_learning_rate",
+    "sft_batch_size",
+)
+_SAME_ROWS = (
+    "on_bad_rows",
+    "max_length",
+    "max_prompt_length",
+    "max_completion_length",
+    "truncation_mode",
+    "completion_tokens",
+)
+
+
+def _check_same_run(
+    run: RunArguments, args: SLPOConfig, out: Path
+) -> dict:  # name -> value, as JSON has them
     "The settings that a run keeps. Raises `ValueError`, naming them, where a run that is to go on was begun with others."
     now = {name: getattr(run, name) for name in _SAME_RUN}
-    now |= {name: getattr(args, name) for name in (*_SAME_ROWS, *_STAYS.split(), *_KNOBS[args.loss_type].split())}
+    now |= {
+        name: getattr(args, name)
+        for name in (*_SAME_ROWS, *_STAYS.split(), *_KNOBS[args.loss_type].split())
+    }
     now = json.loads(json.dumps(now, default=lambda x: str(getattr(x, "value", x))))
-    file = out/"run.json"
+    file = out / "run.json"
     if run.resume and file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
-        if changed := [f"{name}={value} (was {before[name]})" for name, value in now.items() if name in before and before[name] != value]:
-            raise ValueError(f"--resume: {out} holds a run with other settings, now {', '.join(changed)}: give those of then, or choose another --output_dir")
+        if changed := [
+            f"{name}={value} (was {before[name]})"
+            for name, value in now.items()
+            if name in before and before[name] != value
+        ]:
+            raise ValueError(
+                f"--resume: {out} holds a run with other settings, now {', '.join(changed)}: give those of then, or choose another --output_dir"
+            )
     return now
 
-def _check_stages(run:RunArguments, args:SLPOConfig):
+
+def _check_stages(run: RunArguments, args: SLPOConfig):
     "Raise `ValueError` for what the stages of a run cannot do together."
     _check_best(args)
-    if args.resume_from_checkpoint: raise ValueError("resume_from_checkpoint has no effect here: --resume goes on from the newest complete checkpoint of --output_dir")
-    shared = args.fsdp or args.deepspeed or any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
+    if args.resume_from_checkpoint:
+        raise ValueError(
+            "resume_from_checkpoint has no effect here: --resume goes on from the newest complete checkpoint of --output_dir"
+        )
+    shared = (
+        args.fsdp
+        or args.deepspeed
+        or any(
+            os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
+            for kind in ("FSDP", "DEEPSPEED")
+        )
+    )
     if run.sft_epochs and args.loss_type != "sft" and shared:
-        raise ValueError("sft_epochs with FSDP or DeepSpeed would hand a model that is shared out to a second trainer: run two commands, --loss_type sft first, and then its folder as --model_name_or_path")
+        raise ValueError(
+            "sft_epochs with FSDP or DeepSpeed would hand a model that is shared out to a second trainer: run two commands, --loss_type sft first, and then its folder as --model_name_or_path"
+        )
 
 # %% ../nbs/09_cli.ipynb #cell-461
-def _check_best(args:SLPOConfig):
+def _check_best(args: SLPOConfig):
     "Raise `ValueError` for a metric to choose by that no evaluation has."
     name = args.metric_for_best_model
-    if name is None: return
+    if name is None:
+        return
     one = torch.zeros(1, 2)
     known = ["loss"]
-    if args.loss_type != "sft": known += _metrics(one, one, torch.tensor([[0, 1]]), 1.)
-    if args.loss_type == "slpo": known += ["target_gap/chosen", "target_gap/rejected"]
-    if name.removeprefix("eval_") in (*known, "runtime", "samples_per_second", "steps_per_second"): return
+    if args.loss_type != "sft":
+        known += _metrics(one, one, torch.tensor([[0, 1]]), 1.0)
+    if args.loss_type == "slpo":
+        known += ["target_gap/chosen", "target_gap/rejected"]
+    if name.removeprefix("eval_") in (*known, "runtime", "samples_per_second", "steps_per_second"):
+        return
     close = difflib.get_close_matches(name.removeprefix("eval_"), known, n=1)
-    raise ValueError(f"metric_for_best_model={name}: no evaluation has it" + (f"; did you mean {close[0]}?" if close else "") + f" There are {', '.join(known)}")
+    raise ValueError(
+        f"metric_for_best_model={name}: no evaluation has it"
+        + (f"; did you mean {close[0]}?" if close else "")
+        + f" There are {', '.join(known)}"
+    )
 
-def _check_trackers(args:SLPOConfig):
+
+def _check_trackers(args: SLPOConfig):
     "Raise `ValueError` for trackers that are not known, or not installed."
     names, known = args.report_to, list(INTEGRATION_TO_CALLBACK)
     for name in [names] if isinstance(names, str) else names:
-        if name in ("none", "all"): continue
+        if name in ("none", "all"):
+            continue
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(f"--report_to {name}: no such tracker" + (f"; did you mean {close[0]}?" if close else "") + f" There are {', '.join(known)}; none turns all off")
+            raise ValueError(
+                f"--report_to {name}: no such tracker"
+                + (f"; did you mean {close[0]}?" if close else "")
+                + f" There are {', '.join(known)}; none turns all off"
+            )
         if name != "flyte" and name not in get_available_reporting_integrations():
-            raise ValueError(f"--report_to {name}: it is not installed: pip install {_PACKAGES.get(name, name)}, or --report_to none")
+            raise ValueError(
+                f"--report_to {name}: it is not installed: pip install {_PACKAGES.get(name, name)}, or --report_to none"
+            )
+
 
 _PACKAGES = {"azure_ml": "azureml-sdk", "comet_ml": "comet-ml"}
 
 # %% ../nbs/09_cli.ipynb #cell-012
 class _Progress(ProgressCallback):
     "transformers' progress bar, with logs of a few words."
-    SHOWN = {"loss": "loss {:.4f}", "logratios/chosen": "chosen {:+.2f}", "logratios/rejected": "rejected {:+.2f}", "rewards/accuracies": "accuracy {:.3f}"}
+
+    SHOWN = {
+        "loss": "loss {:.4f}",
+        "logratios/chosen": "chosen {:+.2f}",
+        "logratios/rejected": "rejected {:+.2f}",
+        "rewards/accuracies": "accuracy {:.3f}",
+    }
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or self.training_bar is None: return
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
         held_out = "eval_loss" in logs
-        words = [text.format(logs[key]) for k, text in self.SHOWN.items() if (key := "eval_"*held_out + k) in logs]
-        if words: self.training_bar.write(f"step {state.global_step:5d} {'held-out' if held_out else 'training'}: {', '.join(words)}")
+        words = [
+            text.format(logs[key])
+            for k, text in self.SHOWN.items()
+            if (key := "eval_" * held_out + k) in logs
+        ]
+        if words:
+            self.training_bar.write(
+                f"step {state.global_step:5d} {'held-out' if held_out else 'training'}: {', '.join(words)}"
+            )
 
-def _stage(name:str, model, tokenizer, args:SLPOConfig, train:Dataset, test:Dataset, **changes) -> SLPOTrainer:
+
+def _stage(
+    name: str, model, tokenizer, args: SLPOConfig, train: Dataset, test: Dataset, **changes
+) -> SLPOTrainer:
     "A trainer that writes to output_dir/name."
-    args = replace(args, output_dir=str(Path(args.output_dir)/name), **changes)
-    trainer = SLPOTrainer(model, args=args, train_dataset=train, eval_dataset=test, processing_class=tokenizer)
+    args = replace(args, output_dir=str(Path(args.output_dir) / name), **changes)
+    trainer = SLPOTrainer(
+        model, args=args, train_dataset=train, eval_dataset=test, processing_class=tokenizer
+    )
     if not args.disable_tqdm:
-        for callback in (PrinterCallback, ProgressCallback): trainer.remove_callback(callback)
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
         trainer.add_callback(_Progress)
     return trainer
 
 # %% ../nbs/09_cli.ipynb #cell-014
-def _changes(trainer:SLPOTrainer) -> dict:
+def _changes(trainer: SLPOTrainer) -> dict:
     "Held-out log-prob changes and accuracy of a preference stage: name -> (mean, low, high), intervals by prompt. Chosen: the best rank."
     data = trainer.eval_dataset
     new = trainer.group_logps(data, desc="held-out log-probs")
-    old = data["ref_logps"] if "ref_logps" in data.column_names else trainer.group_logps(data, trainer.ref_model, "their reference log-probs")
+    old = (
+        data["ref_logps"]
+        if "ref_logps" in data.column_names
+        else trainer.group_logps(data, trainer.ref_model, "their reference log-probs")
+    )
     clusters = [" ".join(map(str, p)) for p in data["prompt_ids"]]
     chosen, rejected, accuracy = [], [], []
     for ours, theirs, ranks in zip(new, old, data["ranks"]):
@@ -575,125 +1073,236 @@ def _changes(trainer:SLPOTrainer) -> dict:
         chosen.append(best.item())
         rejected.append(rest.item())
         accuracy.append(preference_accuracy(logps, ref_logps, torch.tensor([ranks])).item())
-    return bootstrap_means({"chosen log-prob change (displacement), nats": chosen, "rejected log-prob change, nats": rejected, "held-out preference accuracy": accuracy,
-                            "share of chosen completions that became less likely": np.less(chosen, 0)}, clusters)
+    return bootstrap_means(
+        {
+            "chosen log-prob change (displacement), nats": chosen,
+            "rejected log-prob change, nats": rejected,
+            "held-out preference accuracy": accuracy,
+            "share of chosen completions that became less likely": np.less(chosen, 0),
+        },
+        clusters,
+    )
 
-def _rewards(before:list, after:list, prompts:list) -> dict:
+
+def _rewards(before: list, after: list, prompts: list) -> dict:
     "Ground truth of the built-in world: name -> (mean, low, high)."
-    old, new = [np.array([world_reward(p, c) for p, c in zip(prompts, said)]) for said in (before, after)]
-    return {"reward before": bootstrap_mean(old, prompts), "reward after": bootstrap_mean(new, prompts),
-            "win rate against the model before": win_rate(new, old, prompts)}
+    old, new = [
+        np.array([world_reward(p, c) for p, c in zip(prompts, said)]) for said in (before, after)
+    ]
+    return {
+        "reward before": bootstrap_mean(old, prompts),
+        "reward after": bootstrap_mean(new, prompts),
+        "win rate against the model before": win_rate(new, old, prompts),
+    }
 
-def _table(results:dict) -> str:
+
+def _table(results: dict) -> str:
     "Lines of `name  mean  [low, high]`."
     width = max(map(len, results))
-    return "\n".join(f"  {name:{width}}  {mean:8.3f}   [{low:.3f}, {high:.3f}]" for name, (mean, low, high) in results.items())
+    return "\n".join(
+        f"  {name:{width}}  {mean:8.3f}   [{low:.3f}, {high:.3f}]"
+        for name, (mean, low, high) in results.items()
+    )
 
-def _figure(history:list, path:Path, title:str):
+
+def _figure(history: list, path: Path, title: str):
     "Chosen and rejected log-prob change over training, as PNG."
     use_style()
     fig, ax = plt.subplots()
-    for prefix, style in (("", dict(alpha=.35, lw=1)), ("eval_", dict(marker="o", ms=3))):
+    for prefix, style in (("", dict(alpha=0.35, lw=1)), ("eval_", dict(marker="o", ms=3))):
         for key, colour in (("chosen", CHOSEN), ("rejected", REJECTED)):
             points = [(h["step"], h[k]) for h in history if (k := f"{prefix}logratios/{key}") in h]
-            if points: ax.plot(*zip(*points), color=colour, label=f"{key}, {'held-out' if prefix else 'training'}", **style)
-    ax.axhline(0, color=REST, lw=.8)
-    if ax.get_legend_handles_labels()[0]: ax.legend(loc="center left", bbox_to_anchor=(1, .5))             # a run may be over before its first log
+            if points:
+                ax.plot(
+                    *zip(*points),
+                    color=colour,
+                    label=f"{key}, {'held-out' if prefix else 'training'}",
+                    **style,
+                )
+    ax.axhline(0, color=REST, lw=0.8)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(
+            loc="center left", bbox_to_anchor=(1, 0.5)
+        )  # a run may be over before its first log
     ax.set(xlabel="optimizer step", ylabel="log-prob change, nats", title=title)
-    fig.savefig(path, dpi=150); plt.close(fig)
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
 
-def _write_samples(path:Path, prompts:list, before:list, after:list):
-    path.write_text("".join(f"## {i}\n\n```\n{p.strip()}\n```\n\n**before:** {b.strip()}\n\n**after:** {a.strip()}\n\n"
-                            for i, (p, b, a) in enumerate(zip(prompts, before, after), 1)), encoding="utf-8")
+
+def _write_samples(path: Path, prompts: list, before: list, after: list):
+    path.write_text(
+        "".join(
+            f"## {i}\n\n```\n{p.strip()}\n```\n\n**before:** {b.strip()}\n\n**after:** {a.strip()}\n\n"
+            for i, (p, b, a) in enumerate(zip(prompts, before, after), 1)
+        ),
+        encoding="utf-8",
+    )
 
 # %% ../nbs/09_cli.ipynb #cell-016
-def train(run:RunArguments, # what to train on what
-          args:SLPOConfig, # how
-         ) -> dict: # what metrics.json holds
+def train(
+    run: RunArguments,  # what to train on what
+    args: SLPOConfig,  # how
+) -> dict:  # what metrics.json holds
     """SFT where asked for, then the preference stage; writes models, metrics.json, figure.png and samples.md to `args.output_dir`. What cannot
     work is said before anything is computed. Raises `ValueError`, and `OSError` where something cannot be written."""
     out = Path(args.output_dir)
-    if not run.resume and ((out/"metrics.json").exists() or any(out.glob("*/checkpoint-*"))):
-        raise ValueError(f"{out} holds an earlier run: continue it with --resume, or choose another --output_dir")
+    if not run.resume and ((out / "metrics.json").exists() or any(out.glob("*/checkpoint-*"))):
+        raise ValueError(
+            f"{out} holds an earlier run: continue it with --resume, or choose another --output_dir"
+        )
     _check_stages(run, args)
     _check_trackers(args)
     _check_writable(out)
     settings = _check_same_run(run, args, out)
     name = run.model_name_or_path
-    if name is not None and (_is_path(name) or Path(name).exists()): _check_files(run, args)
+    if name is not None and (_is_path(name) or Path(name).exists()):
+        _check_files(run, args)
     data, test = _load_data(run, args)
     model, tokenizer = _load_policy(run, args, data)
-    (data, groups), (test, held_out) = (_tokenized_rows(rows, tokenizer, args) for rows in (data, test))
+    (data, groups), (test, held_out) = (
+        _tokenized_rows(rows, tokenizer, args) for rows in (data, test)
+    )
     if test is not None:
         samples = _sampled_prompts(run, test)
-        check_room(model, encode_prompts(tokenizer, samples["prompt"], _extras(samples)), run.max_new_tokens)
-    print(f"{_count(len(data), 'pair')} to train on, {len(test or ())} held out; {sum(p.numel() for p in model.parameters())/1e6:.1f}M parameters; output: {out}")
+        check_room(
+            model,
+            encode_prompts(tokenizer, samples["prompt"], _extras(samples)),
+            run.max_new_tokens,
+        )
+    print(
+        f"{_count(len(data), 'pair')} to train on, {len(test or ())} held out; {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; output: {out}"
+    )
     if _first_process():
         with _writing(out):
             out.mkdir(parents=True, exist_ok=True)
-            (out/"run.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    metrics = {"run": vars(run), "rows": {"trained on": len(data), "held out": len(test or ())},
-               "config": {k: v for k, v in args.to_dict().items() if k in SLPOConfig.__annotations__ or k in _SHOWN_CONFIG}, "versions": _versions()}
-    path = out/args.loss_type
-    if args.loss_type == "sft": _, metrics["sft"] = _sft_stage(run, args, model, tokenizer, groups, held_out)
-    elif run.sft_epochs: model, metrics["sft"] = _sft_stage(run, args, model, tokenizer, *(_sft_rows(d, run.sft_targets) for d in (data, test)))
-    if args.loss_type != "sft": metrics |= _preference_stage(run, args, model, tokenizer, groups, held_out, test)
+            (out / "run.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    metrics = {
+        "run": vars(run),
+        "rows": {"trained on": len(data), "held out": len(test or ())},
+        "config": {
+            k: v
+            for k, v in args.to_dict().items()
+            if k in SLPOConfig.__annotations__ or k in _SHOWN_CONFIG
+        },
+        "versions": _versions(),
+    }
+    path = out / args.loss_type
+    if args.loss_type == "sft":
+        _, metrics["sft"] = _sft_stage(run, args, model, tokenizer, groups, held_out)
+    elif run.sft_epochs:
+        model, metrics["sft"] = _sft_stage(
+            run, args, model, tokenizer, *(_sft_rows(d, run.sft_targets) for d in (data, test))
+        )
+    if args.loss_type != "sft":
+        metrics |= _preference_stage(run, args, model, tokenizer, groups, held_out, test)
     if _first_process():
-        with _writing(out): _write_run(out, metrics, test)
+        with _writing(out):
+            _write_run(out, metrics, test)
     print(f"\nthe model is in {path}: AutoModelForCausalLM.from_pretrained({str(path)!r})")
     return metrics
 
 # %% ../nbs/09_cli.ipynb #cell-298
-_SHOWN_CONFIG = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "lr_scheduler_type", "warmup_steps",
-                 "max_grad_norm", "weight_decay", "seed", "bf16")
+_SHOWN_CONFIG = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "max_grad_norm",
+    "weight_decay",
+    "seed",
+    "bf16",
+)
 
-def _versions() -> dict: return {"python": platform.python_version(), **{p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}}
 
-def _write_run(out:Path, metrics:dict, test:Dataset):
+def _versions() -> dict:
+    return {
+        "python": platform.python_version(),
+        **{p: version(p) for p in ("slpo", "torch", "transformers", "datasets")},
+    }
+
+
+def _write_run(out: Path, metrics: dict, test: Dataset):
     "metrics.json and the rows that were evaluated on."
-    (out/"metrics.json").write_text(json.dumps(metrics, indent=1, default=str) + "\n", encoding="utf-8")
-    if test is None: return
-    lines = [json.dumps({k: v for k, v in row.items() if k not in (ROW, WHERE)}) + "\n" for row in test]
-    (out/"held_out.jsonl").write_text("".join(lines), encoding="utf-8")
+    (out / "metrics.json").write_text(
+        json.dumps(metrics, indent=1, default=str) + "\n", encoding="utf-8"
+    )
+    if test is None:
+        return
+    lines = [
+        json.dumps({k: v for k, v in row.items() if k not in (ROW, WHERE)}) + "\n" for row in test
+    ]
+    (out / "held_out.jsonl").write_text("".join(lines), encoding="utf-8")
+
 
 def _sft_stage(run, args, model, tokenizer, data, test) -> tuple:
     "(the model, what metrics.json says of it) of supervised fine-tuning on rows of text, or groups of token ids."
-    changes = dict(num_train_epochs=run.sft_epochs, max_steps=-1, learning_rate=run.sft_learning_rate or args.learning_rate,
-                   per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size, loss_type="sft", **_LOSS_DEFAULTS)
-    if args.metric_for_best_model: changes |= dict(metric_for_best_model="loss", greater_is_better=False)      # it has no other
-    of_other_losses = {"preset", *" ".join(_KNOBS.values()).split()}           # without effect here
+    changes = dict(
+        num_train_epochs=run.sft_epochs,
+        max_steps=-1,
+        learning_rate=run.sft_learning_rate or args.learning_rate,
+        per_device_train_batch_size=run.sft_batch_size or args.per_device_train_batch_size,
+        loss_type="sft",
+        **_LOSS_DEFAULTS,
+    )
+    if args.metric_for_best_model:
+        changes |= dict(metric_for_best_model="loss", greater_is_better=False)  # it has no other
+    of_other_losses = {"preset", *" ".join(_KNOBS.values()).split()}  # without effect here
     changes |= {f.name: f.default for f in fields(args) if f.name in of_other_losses}
-    stage = _stage("sft", model, tokenizer, args, data, test, **changes if args.loss_type != "sft" else {})
-    def held_out_loss(): return stage.evaluate()["eval_loss"] if test is not None else None
+    stage = _stage(
+        "sft", model, tokenizer, args, data, test, **changes if args.loss_type != "sft" else {}
+    )
+
+    def held_out_loss():
+        return stage.evaluate()["eval_loss"] if test is not None else None
+
     first = held_out_loss()
-    print(f"== supervised fine-tuning on the chosen completions: {_count(len(stage.train_dataset), 'pair')}")
+    print(
+        f"== supervised fine-tuning on the chosen completions: {_count(len(stage.train_dataset), 'pair')}"
+    )
     stage.train(resume_from_checkpoint=run.resume)
     last = held_out_loss()
-    if test is not None: print(f"held-out loss, nats per completion: {first:.2f} -> {last:.2f}\n")
+    if test is not None:
+        print(f"held-out loss, nats per completion: {first:.2f} -> {last:.2f}\n")
     folder = Path(stage.args.output_dir)
-    with _writing(folder): stage.save_model()
-    return stage.model, {"loss before": first, "loss after": last, "history": stage.state.log_history}
+    with _writing(folder):
+        stage.save_model()
+    return stage.model, {
+        "loss before": first,
+        "loss after": last,
+        "history": stage.state.log_history,
+    }
 
 # %% ../nbs/09_cli.ipynb #cell-299
-def _few_prompts(run:RunArguments, test:Dataset) -> Dataset:
+def _few_prompts(run: RunArguments, test: Dataset) -> Dataset:
     "The first rows of a few different prompts."
     first = {_key(prompt): i for i, prompt in reversed(list(enumerate(test["prompt"])))}
-    return test.select(sorted(first.values())[:run.sample_prompts])
+    return test.select(sorted(first.values())[: run.sample_prompts])
 
-def _sampled_prompts(run:RunArguments, test:Dataset) -> Dataset:
+
+def _sampled_prompts(run: RunArguments, test: Dataset) -> Dataset:
     "The rows whose prompts are sampled for before and after: a few, and all of the built-in world's, whose answers have a known reward."
     return test if run.dataset_name == "world" else _few_prompts(run, test)
 
-def _save(stage:SLPOTrainer) -> OSError:
+
+def _save(stage: SLPOTrainer) -> OSError:
     "Saves the model; returns, not raises, the error of one that cannot be written: what is known of it is said first."
     try:
-        with _writing(Path(stage.args.output_dir)): stage.save_model()
-    except OSError as e: return e
+        with _writing(Path(stage.args.output_dir)):
+            stage.save_model()
+    except OSError as e:
+        return e
 
-def _print_samples(texts:list, before:list, after:list):
-    if texts: print("\nheld-out prompts, sampled before and after:")
+
+def _print_samples(texts: list, before: list, after: list):
+    if texts:
+        print("\nheld-out prompts, sampled before and after:")
     for p, b, a in zip(texts, before, after):
-        print(f"  {p.split('Human:')[-1].removesuffix('Assistant:').strip()[-70:]!r}\n     before: {b.strip()[:110]!r}\n     after:  {a.strip()[:110]!r}")
+        print(
+            f"  {p.split('Human:')[-1].removesuffix('Assistant:').strip()[-70:]!r}\n     before: {b.strip()[:110]!r}\n     after:  {a.strip()[:110]!r}"
+        )
 
 # %% ../nbs/09_cli.ipynb #cell-017
 def _preference_stage(run, args, model, tokenizer, groups, held_out, test) -> dict:
@@ -704,200 +1313,376 @@ def _preference_stage(run, args, model, tokenizer, groups, held_out, test) -> di
     if test is not None:
         samples = _sampled_prompts(run, test)
         prompts, extras = samples["prompt"], _extras(samples)
+
     def say(seed, desc):
         size = 128 if world else args.per_device_eval_batch_size
-        return generate(stage.model, tokenizer, prompts, run.max_new_tokens, seed=args.seed + seed, batch_size=size,
-                        desc=None if args.disable_tqdm else desc, extras=extras)
+        return generate(
+            stage.model,
+            tokenizer,
+            prompts,
+            run.max_new_tokens,
+            seed=args.seed + seed,
+            batch_size=size,
+            desc=None if args.disable_tqdm else desc,
+            extras=extras,
+        )
+
     if run.eval_sampling:
         few = _few_prompts(run, test)
-        stage.add_callback(SampleTable(stage, few["prompt"], extras=_extras(few), max_new_tokens=run.max_new_tokens, batch_size=args.per_device_eval_batch_size))
+        stage.add_callback(
+            SampleTable(
+                stage,
+                few["prompt"],
+                extras=_extras(few),
+                max_new_tokens=run.max_new_tokens,
+                batch_size=args.per_device_eval_batch_size,
+            )
+        )
     before = say(0, "samples before")
     print(f"== {args.loss_type}: {_count(len(groups), 'pair')}")
     stage.train(resume_from_checkpoint=run.resume)
     lost = _save(stage)
     results = _changes(stage) if test is not None else {}
     after = say(1, "samples after")
-    if world and test is not None: results |= _rewards(before, after, prompts)
+    if world and test is not None:
+        results |= _rewards(before, after, prompts)
     shown = min(run.sample_prompts, len(prompts))
     texts = [prompt_text(p) for p in prompts[:shown]]
     _print_samples(texts, before, after)
-    if results: print(f"\n{args.loss_type} against the model it started from, {_count(len(held_out), 'held-out pair')}, mean and 95 % interval:\n{_table(results)}")
-    if lost: raise lost
+    if results:
+        print(
+            f"\n{args.loss_type} against the model it started from, {_count(len(held_out), 'held-out pair')}, mean and 95 % interval:\n{_table(results)}"
+        )
+    if lost:
+        raise lost
     if _first_process():
         with _writing(out):
-            _figure(stage.state.log_history, out/"figure.png", f"{args.loss_type} on {Path(run.dataset_name).name}")
-            _write_samples(out/"samples.md", texts, before[:shown], after[:shown])
-    print(f"\nfigure: {out/'figure.png'}   samples: {out/'samples.md'}   numbers: {out/'metrics.json'}")
+            _figure(
+                stage.state.log_history,
+                out / "figure.png",
+                f"{args.loss_type} on {Path(run.dataset_name).name}",
+            )
+            _write_samples(out / "samples.md", texts, before[:shown], after[:shown])
+    print(
+        f"\nfigure: {out / 'figure.png'}   samples: {out / 'samples.md'}   numbers: {out / 'metrics.json'}"
+    )
     changes = {"settings changed on the way": stage._changes} if stage._changes else {}
     return {"results": results, "history": stage.state.log_history} | changes
 
 # %% ../nbs/09_cli.ipynb #cell-018
-def _first_process() -> bool: return os.environ.get("RANK", "0") == "0"
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
-def _begin(argv:list) -> tuple:
+
+def _begin(argv: list) -> tuple:
     "(flags without a bare --debug, was there one?)"
     argv = sys.argv[1:] if argv is None else list(argv)
-    bare = [i for i, a in enumerate(argv) if a == "--debug" and (i + 1 == len(argv) or argv[i + 1].startswith("--"))]   # with a value it is transformers' own
-    logging.basicConfig(format="%(message)s"); os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    bare = [
+        i
+        for i, a in enumerate(argv)
+        if a == "--debug" and (i + 1 == len(argv) or argv[i + 1].startswith("--"))
+    ]  # with a value it is transformers' own
+    logging.basicConfig(format="%(message)s")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return [a for i, a in enumerate(argv) if i not in bare], bool(bare)
 
-def _complain(command:str, e:Exception) -> int:
+
+def _complain(command: str, e: Exception) -> int:
     expected = isinstance(e, (ValueError, OSError, FloatingPointError, yaml.YAMLError, JudgeError))
-    print(f"{command}: {e if expected else f'{type(e).__name__}: {e}'}\n(--debug shows where)", file=sys.stderr)
+    print(
+        f"{command}: {e if expected else f'{type(e).__name__}: {e}'}\n(--debug shows where)",
+        file=sys.stderr,
+    )
     return 2
 
-def train_main(argv:list=None # flags; default: those of the command line
-              ) -> int: # exit status: 0; 2 where something is wrong with the input; 128 + n after signal n
+
+def train_main(
+    argv: list = None,  # flags; default: those of the command line
+) -> int:  # exit status: 0; 2 where something is wrong with the input; 128 + n after signal n
     "The command `slpo_train`."
     argv, debug = _begin(argv)
     try:
-        with contextlib.nullcontext() if _first_process() else contextlib.redirect_stdout(open(os.devnull, "w")): train(*parse_run(argv))
-        if torch.distributed.is_initialized():                                 # threads of gloo that are left can end the interpreter badly (pytorch#190489)
-            gc.collect(); torch.distributed.destroy_process_group()
+        with (
+            contextlib.nullcontext()
+            if _first_process()
+            else contextlib.redirect_stdout(open(os.devnull, "w"))
+        ):
+            train(*parse_run(argv))
+        if (
+            torch.distributed.is_initialized()
+        ):  # threads of gloo that are left can end the interpreter badly (pytorch#190489)
+            gc.collect()
+            torch.distributed.destroy_process_group()
         return 0
-    except KeyboardInterrupt as e:                                             # Interrupted, or Ctrl-C outside training
-        print(f"slpo_train: {str(e) or 'stopped'}\nGo on with the same command and --resume.", file=sys.stderr)
+    except KeyboardInterrupt as e:  # Interrupted, or Ctrl-C outside training
+        print(
+            f"slpo_train: {str(e) or 'stopped'}\nGo on with the same command and --resume.",
+            file=sys.stderr,
+        )
         return 128 + (e.signal if isinstance(e, Interrupted) else signal.SIGINT)
     except Exception as e:
-        if debug: raise
+        if debug:
+            raise
         return _complain("slpo_train", e)
 
 # %% ../nbs/09_cli.ipynb #cell-101
 @dataclass
 class EvalArguments:
     "The flags of `slpo_eval`. Raises `ValueError` for values that make no sense."
+
     model_name_or_path: str | None = _knob(None, "Hub id or folder of the model to evaluate.")
-    reference_name_or_path: str | None = _knob(None, "The model that its training started from: adds preference accuracy, displacement and KL.")
-    baseline: str = _knob("chosen", "What the answers are compared with: chosen (the data set's preferred completions) | reference (that model's answers) | hub id or folder of a third model.")
-    answers: str | None = _knob(None, "A .jsonl file with 'prompt', 'policy' and 'baseline' in each line: compare these, generate nothing.")
-    dataset_name: str = _knob("world", "As for slpo_train; its output folder has the rows that it held out in held_out.jsonl.")
-    dataset_split: str | None = _knob(None, "Split; None: test, and all of a file, which has no splits.")
+    reference_name_or_path: str | None = _knob(
+        None,
+        "The model that its training started from: adds preference accuracy, displacement and KL.",
+    )
+    baseline: str = _knob(
+        "chosen",
+        "What the answers are compared with: chosen (the data set's preferred completions) | reference (that model's answers) | hub id or folder of a third model.",
+    )
+    answers: str | None = _knob(
+        None,
+        "A .jsonl file with 'prompt', 'policy' and 'baseline' in each line: compare these, generate nothing.",
+    )
+    dataset_name: str = _knob(
+        "world",
+        "As for slpo_train; its output folder has the rows that it held out in held_out.jsonl.",
+    )
+    dataset_split: str | None = _knob(
+        None, "Split; None: test, and all of a file, which has no splits."
+    )
     on_bad_rows: str = _knob("raise", "What to do with bad rows: raise | drop.")
     eval_size: int = _knob(256, "Evaluate on so many rows, drawn with the seed.")
-    max_length: int = _knob(1024, "Longest prompt plus completion whose log-probability is computed, tokens.")
+    max_length: int = _knob(
+        1024, "Longest prompt plus completion whose log-probability is computed, tokens."
+    )
     max_new_tokens: int = _knob(256, "Longest answer, tokens.")
     temperature: float = _knob(1.0, "Of sampling; 0: the most likely token. KL is estimated at 1.")
     batch_size: int = _knob(16, "Prompts at a time.")
-    dtype: str = _knob("float32", "Precision of the weights: float32 | bfloat16 | float16, or auto: the checkpoint's own.")
+    dtype: str = _knob(
+        "float32",
+        "Precision of the weights: float32 | bfloat16 | float16, or auto: the checkpoint's own.",
+    )
     seed: int = _knob(0, "Of the rows and of sampling.")
-    output_dir: str = _knob("runs/eval", "Where answers, verdicts and results go, and where an earlier run is continued.")
+    output_dir: str = _knob(
+        "runs/eval",
+        "Where answers, verdicts and results go, and where an earlier run is continued.",
+    )
     judge_model: str | None = _knob(None, "Name of the judge at its server; None: no judge.")
-    judge_url: str = _knob("https://api.openai.com/v1", "An OpenAI-compatible server, up to and with /v1.")
-    judge_key_env: str = _knob("OPENAI_API_KEY", "Name of the environment variable that holds the key.")
-    judge_template: str | None = _knob(None, "File with a question of your own, with {prompt}, {a} and {b}, that asks for a last line 'Verdict: A', 'Verdict: B' or 'Verdict: tie'.")
-    judge_options: str | None = _knob(None, "Of the request, as JSON; None: temperature 0 and max_tokens 256.")
+    judge_url: str = _knob(
+        "https://api.openai.com/v1", "An OpenAI-compatible server, up to and with /v1."
+    )
+    judge_key_env: str = _knob(
+        "OPENAI_API_KEY", "Name of the environment variable that holds the key."
+    )
+    judge_template: str | None = _knob(
+        None,
+        "File with a question of your own, with {prompt}, {a} and {b}, that asks for a last line 'Verdict: A', 'Verdict: B' or 'Verdict: tie'.",
+    )
+    judge_options: str | None = _knob(
+        None, "Of the request, as JSON; None: temperature 0 and max_tokens 256."
+    )
     judge_workers: int = _knob(8, "Questions at a time.")
     judge_per_minute: float | None = _knob(None, "At most so many requests a minute.")
     judge_retries: int = _knob(5, "Further tries after 429, 5xx, timeouts and broken replies.")
-    judge_timeout: float = _knob(60., "Seconds to wait for a sign of life.")
+    judge_timeout: float = _knob(60.0, "Seconds to wait for a sign of life.")
     price_in: float | None = _knob(None, "Price of a million tokens sent to the judge.")
     price_out: float | None = _knob(None, "Price of a million tokens that it writes.")
     dry_run: bool = _knob(False, "Say what the judge would cost, and stop.")
 
     def __post_init__(self):
-        if bool(self.model_name_or_path) == bool(self.answers): raise ValueError("give either --model_name_or_path or --answers")
-        if self.answers and (self.reference_name_or_path or self.baseline != "chosen"): raise ValueError("with --answers nothing is generated: --reference_name_or_path and --baseline have no meaning")
-        if self.baseline == "reference" and not self.reference_name_or_path: raise ValueError("--baseline reference: give --reference_name_or_path")
-        if self.dry_run and not self.judge_model: raise ValueError("--dry_run says what the judge would cost: give --judge_model")
-        if (self.price_in is None) != (self.price_out is None): raise ValueError("give both --price_in and --price_out, or neither")
-        for name in ("eval_size", "max_length", "max_new_tokens", "batch_size", "judge_workers", "judge_per_minute", "judge_timeout"): _check_number(self, name, above=0)
-        for name in ("temperature", "judge_retries", "seed", "price_in", "price_out"): _check_number(self, name)
-        if self.on_bad_rows not in ("raise", "drop"): raise ValueError(f"on_bad_rows={self.on_bad_rows!r}: expected raise or drop")
+        if bool(self.model_name_or_path) == bool(self.answers):
+            raise ValueError("give either --model_name_or_path or --answers")
+        if self.answers and (self.reference_name_or_path or self.baseline != "chosen"):
+            raise ValueError(
+                "with --answers nothing is generated: --reference_name_or_path and --baseline have no meaning"
+            )
+        if self.baseline == "reference" and not self.reference_name_or_path:
+            raise ValueError("--baseline reference: give --reference_name_or_path")
+        if self.dry_run and not self.judge_model:
+            raise ValueError("--dry_run says what the judge would cost: give --judge_model")
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("give both --price_in and --price_out, or neither")
+        for name in (
+            "eval_size",
+            "max_length",
+            "max_new_tokens",
+            "batch_size",
+            "judge_workers",
+            "judge_per_minute",
+            "judge_timeout",
+        ):
+            _check_number(self, name, above=0)
+        for name in ("temperature", "judge_retries", "seed", "price_in", "price_out"):
+            _check_number(self, name)
+        if self.on_bad_rows not in ("raise", "drop"):
+            raise ValueError(f"on_bad_rows={self.on_bad_rows!r}: expected raise or drop")
         torch_dtype(self.dtype)
 
 # %% ../nbs/09_cli.ipynb #cell-102
-def parse_eval(argv:list=None, # flags; default: those of the command line
-              ) -> EvalArguments:
+def parse_eval(
+    argv: list = None,  # flags; default: those of the command line
+) -> EvalArguments:
     "Settings from flags. Raises `ValueError` for names that do not exist and values that make no sense."
-    parser = HfArgumentParser(EvalArguments, prog="slpo_eval", usage="slpo_eval --model_name_or_path MODEL [--flag value ...]", allow_abbrev=False,
-                              description="Compare a model's answers with others: log-probabilities, KL, and an LLM judge.")
+    parser = HfArgumentParser(
+        EvalArguments,
+        prog="slpo_eval",
+        usage="slpo_eval --model_name_or_path MODEL [--flag value ...]",
+        allow_abbrev=False,
+        description="Compare a model's answers with others: log-probabilities, KL, and an LLM judge.",
+    )
     return _parse(parser, sys.argv[1:] if argv is None else argv)[0]
 
-def _own_template(path:str) -> str:
+
+def _own_template(path: str) -> str:
     "The text of a template. Raises `FileNotFoundError`, `ValueError`, naming the file."
-    if Path(path).is_dir(): raise ValueError(f"--judge_template {path}: is a folder: expected a text file")
+    if Path(path).is_dir():
+        raise ValueError(f"--judge_template {path}: is a folder: expected a text file")
     try:
         text = Path(path).read_text(encoding="utf-8")
-        judge_questions([""], [""], [""], text)                                # complains of its places
-    except UnicodeDecodeError as e: raise ValueError(f"--judge_template {path}: not UTF-8 (byte {e.start + 1})") from None
-    except FileNotFoundError: raise FileNotFoundError(f"--judge_template {path}: no such file") from None
-    except OSError as e: raise OSError(f"--judge_template {path}: could not be read ({e.strerror or e})") from None
-    except ValueError as e: raise ValueError(f"--judge_template {path}: {e}") from None
+        judge_questions([""], [""], [""], text)  # complains of its places
+    except UnicodeDecodeError as e:
+        raise ValueError(f"--judge_template {path}: not UTF-8 (byte {e.start + 1})") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--judge_template {path}: no such file") from None
+    except OSError as e:
+        raise OSError(f"--judge_template {path}: could not be read ({e.strerror or e})") from None
+    except ValueError as e:
+        raise ValueError(f"--judge_template {path}: {e}") from None
     return text
 
-def _make_judge(a:EvalArguments) -> tuple:
+
+def _make_judge(a: EvalArguments) -> tuple:
     "(judge, template), or (None, …)"
     template = _own_template(a.judge_template) if a.judge_template else JUDGE_TEMPLATE
-    try: options = a.judge_options and json.loads(a.judge_options)
-    except ValueError as e: raise ValueError(f"judge_options={a.judge_options!r}: not JSON ({e})")
-    if options is not None and not isinstance(options, dict): raise ValueError(f"judge_options={a.judge_options!r}: expected a JSON object")
+    try:
+        options = a.judge_options and json.loads(a.judge_options)
+    except ValueError as e:
+        raise ValueError(f"judge_options={a.judge_options!r}: not JSON ({e})")
+    if options is not None and not isinstance(options, dict):
+        raise ValueError(f"judge_options={a.judge_options!r}: expected a JSON object")
     own = EvalArguments.__dataclass_fields__
-    asks_for_key = a.judge_key_env != own["judge_key_env"].default or a.judge_url == own["judge_url"].default
-    if a.judge_model and not a.dry_run and asks_for_key and a.judge_key_env and not os.environ.get(a.judge_key_env, "").strip():
-        raise ValueError(f"--judge_key_env {a.judge_key_env}: this environment variable, which would hold the judge's key, is not set: export {a.judge_key_env}=..., "
-                         "or name another one (a server of your own that takes no key: --judge_url)")
-    return a.judge_model and Judge(a.judge_url, a.judge_model, a.judge_key_env, options, a.judge_timeout), template
+    asks_for_key = (
+        a.judge_key_env != own["judge_key_env"].default or a.judge_url == own["judge_url"].default
+    )
+    if (
+        a.judge_model
+        and not a.dry_run
+        and asks_for_key
+        and a.judge_key_env
+        and not os.environ.get(a.judge_key_env, "").strip()
+    ):
+        raise ValueError(
+            f"--judge_key_env {a.judge_key_env}: this environment variable, which would hold the judge's key, is not set: export {a.judge_key_env}=..., "
+            "or name another one (a server of your own that takes no key: --judge_url)"
+        )
+    return a.judge_model and Judge(
+        a.judge_url, a.judge_model, a.judge_key_env, options, a.judge_timeout
+    ), template
 
 # %% ../nbs/09_cli.ipynb #cell-104
-def _read_answers(path:str) -> list:
+def _read_answers(path: str) -> list:
     "Rows of prompt, policy and baseline. Raises `ValueError` with the 1-based line."
     rows = []
     for i, row in enumerate(_read_jsonl(Path(path)), 1):
         for column in ("prompt", "policy", "baseline"):
-            why = (_wrong_messages if column == "prompt" and isinstance(row.get(column), list) else _wrong_text)(row.get(column))
-            if why: raise ValueError(f"{Path(path).name}: answer {i}: '{column}': {why}")
+            why = (
+                _wrong_messages
+                if column == "prompt" and isinstance(row.get(column), list)
+                else _wrong_text
+            )(row.get(column))
+            if why:
+                raise ValueError(f"{Path(path).name}: answer {i}: '{column}': {why}")
         rows.append(row)
-    if not rows: raise ValueError(f"{path}: no answers")
+    if not rows:
+        raise ValueError(f"{path}: no answers")
     return rows
 
-def _eval_rows(a:EvalArguments) -> Dataset:
+
+def _eval_rows(a: EvalArguments) -> Dataset:
     split = a.dataset_split or ("train" if Path(a.dataset_name).is_file() else "test")
     rows = load_preferences(a.dataset_name, split, a.on_bad_rows)
     return _numbered(rows).shuffle(seed=a.seed).select(range(min(a.eval_size, len(rows))))
 
-def _chosen_text(row:dict) -> str:
+
+def _chosen_text(row: dict) -> str:
     best = _to_group(row)[1][0]
     return best if isinstance(best, str) else "\n".join(map(message_text, best))
 
-def _date(path:Path, patterns:tuple) -> float:
+
+def _date(path: Path, patterns: tuple) -> float:
     "When a file, or the newest of a folder, was written."
     files = [path] if path.is_file() else [f for pattern in patterns for f in path.rglob(pattern)]
     return max((f.stat().st_mtime for f in files), default=0)
 
-def _made_by(a:EvalArguments) -> dict:
+
+def _made_by(a: EvalArguments) -> dict:
     "Settings that the answers depend on, and when local weights and data were written."
-    names = ("model_name_or_path", "reference_name_or_path", "baseline", "dataset_name", "dataset_split", "on_bad_rows", "eval_size", "max_length", "max_new_tokens", "temperature", "batch_size", "dtype", "seed")
-    folders = [Path(x) for x in (a.model_name_or_path, a.reference_name_or_path, a.baseline) if x and Path(x).is_dir()]
-    dates = {"weights (their date)": [_date(x, ("*.safetensors",)) for x in folders], "data (their date)": _date(Path(a.dataset_name), ("*.jsonl", "*.jsonl.gz", "*.parquet"))}
+    names = (
+        "model_name_or_path",
+        "reference_name_or_path",
+        "baseline",
+        "dataset_name",
+        "dataset_split",
+        "on_bad_rows",
+        "eval_size",
+        "max_length",
+        "max_new_tokens",
+        "temperature",
+        "batch_size",
+        "dtype",
+        "seed",
+    )
+    folders = [
+        Path(x)
+        for x in (a.model_name_or_path, a.reference_name_or_path, a.baseline)
+        if x and Path(x).is_dir()
+    ]
+    dates = {
+        "weights (their date)": [_date(x, ("*.safetensors",)) for x in folders],
+        "data (their date)": _date(Path(a.dataset_name), ("*.jsonl", "*.jsonl.gz", "*.parquet")),
+    }
     return {n: getattr(a, n) for n in names} | dates
 
 # %% ../nbs/09_cli.ipynb #cell-105
 @dataclass
 class _Cast:
     "Who speaks, and on what: models, tokenizers, and rows that can be used."
+
     policy: object
     tokenizer: object
-    reference: object # or None
-    baseline: tuple # (model, tokenizer), or None: the chosen completions
+    reference: object  # or None
+    baseline: tuple  # (model, tokenizer), or None: the chosen completions
     rows: Dataset
-    groups: Dataset # their token ids; None without a reference
+    groups: Dataset  # their token ids; None without a reference
     config: SLPOConfig
 
-def _named_models(a:EvalArguments) -> dict:
+
+def _named_models(a: EvalArguments) -> dict:
     "flag -> name, of the models to be loaded."
-    named = {"--model_name_or_path": a.model_name_or_path, "--reference_name_or_path": a.reference_name_or_path}
-    if a.baseline not in ("chosen", "reference"): named["--baseline"] = a.baseline
+    named = {
+        "--model_name_or_path": a.model_name_or_path,
+        "--reference_name_or_path": a.reference_name_or_path,
+    }
+    if a.baseline not in ("chosen", "reference"):
+        named["--baseline"] = a.baseline
     return {flag: name for flag, name in named.items() if name}
 
-def _load_like(flag:str, name:str, dtype:str, like=None) -> tuple:
+
+def _load_like(flag: str, name: str, dtype: str, like=None) -> tuple:
     "(model, tokenizer); raises `ValueError` where its tokens are not those of `like`."
     tokenizer = load_tokenizer(name, what=flag)
-    if like is not None and tokenizer.get_vocab() != like.get_vocab(): raise ValueError(f"{flag} {name} has another vocabulary than the model: their log-probabilities cannot be compared")
+    if like is not None and tokenizer.get_vocab() != like.get_vocab():
+        raise ValueError(
+            f"{flag} {name} has another vocabulary than the model: their log-probabilities cannot be compared"
+        )
     model = load_model(name, what=flag, dtype=dtype)
     _check_words_fit(flag, name, model, tokenizer, eos=tokenizer.pad_token_id is None)
-    return model.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else model, tokenizer
+    return model.to(
+        torch.accelerator.current_accelerator()
+    ) if torch.accelerator.is_available() else model, tokenizer
 
-def _cast(a:EvalArguments) -> _Cast:
+
+def _cast(a: EvalArguments) -> _Cast:
     "Loads and looks at all that is named, before anything is generated. Raises what is wrong with it."
     named = _named_models(a)
     for flag, name in named.items():
@@ -905,19 +1690,32 @@ def _cast(a:EvalArguments) -> _Cast:
         check_tokenizer_files(name, what=flag)
     rows, groups, reference, baseline = _eval_rows(a), None, None, None
     policy, tokenizer = _load_like("--model_name_or_path", a.model_name_or_path, a.dtype)
-    config = SLPOConfig(output_dir=a.output_dir, loss_type="dpo", max_length=a.max_length, per_device_eval_batch_size=a.batch_size, on_bad_rows=a.on_bad_rows,
-                        report_to="none", ref_cache_dir="", bf16=False, use_cpu=not torch.accelerator.is_available())
+    config = SLPOConfig(
+        output_dir=a.output_dir,
+        loss_type="dpo",
+        max_length=a.max_length,
+        per_device_eval_batch_size=a.batch_size,
+        on_bad_rows=a.on_bad_rows,
+        report_to="none",
+        ref_cache_dir="",
+        bf16=False,
+        use_cpu=not torch.accelerator.is_available(),
+    )
     if a.reference_name_or_path:
         rows, groups = _tokenized_rows(rows, tokenizer, config)
-        reference, _ = _load_like("--reference_name_or_path", a.reference_name_or_path, a.dtype, tokenizer)
-    if a.baseline == "reference": baseline = reference, tokenizer
-    elif "--baseline" in named: baseline = _load_like("--baseline", a.baseline, a.dtype)
+        reference, _ = _load_like(
+            "--reference_name_or_path", a.reference_name_or_path, a.dtype, tokenizer
+        )
+    if a.baseline == "reference":
+        baseline = reference, tokenizer
+    elif "--baseline" in named:
+        baseline = _load_like("--baseline", a.baseline, a.dtype)
     for model, words in ((policy, tokenizer), baseline or (policy, tokenizer)):
         check_room(model, encode_prompts(words, rows["prompt"], _extras(rows)), a.max_new_tokens)
     return _Cast(policy, tokenizer, reference, baseline, rows, groups, config)
 
 # %% ../nbs/09_cli.ipynb #cell-289
-def _generate_answers(a:EvalArguments) -> tuple:
+def _generate_answers(a: EvalArguments) -> tuple:
     "(answers of policy and baseline as rows, results that need a model); answers are in files as soon as they are there."
     out, cast = Path(a.output_dir), _cast(a)
     prompts, extras = cast.rows["prompt"], _extras(cast.rows)
@@ -925,92 +1723,228 @@ def _generate_answers(a:EvalArguments) -> tuple:
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         _write_made_by(a, None)
+
     def say(model, words, name, seed, desc):
-        return generate(model, words, prompts, a.max_new_tokens, a.temperature, a.batch_size, seed, desc, with_ids=True, extras=extras, file=out/f"{name}.jsonl")
+        return generate(
+            model,
+            words,
+            prompts,
+            a.max_new_tokens,
+            a.temperature,
+            a.batch_size,
+            seed,
+            desc,
+            with_ids=True,
+            extras=extras,
+            file=out / f"{name}.jsonl",
+        )
+
     ours, prompt_ids, said_ids = say(cast.policy, cast.tokenizer, "policy", a.seed, "answers")
-    if cast.baseline is None: theirs = [_chosen_text(row) for row in cast.rows]
-    else: theirs, _, _ = say(*cast.baseline, "baseline", a.seed + 1, "answers of the baseline")
+    if cast.baseline is None:
+        theirs = [_chosen_text(row) for row in cast.rows]
+    else:
+        theirs, _, _ = say(*cast.baseline, "baseline", a.seed + 1, "answers of the baseline")
     rows = [{"prompt": p, "policy": x, "baseline": y} for p, x, y in zip(prompts, ours, theirs)]
-    with _writing(out): (out/"answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with _writing(out):
+        (out / "answers.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     results = {}
     if cast.reference is not None:
-        results |= _changes(SLPOTrainer(cast.policy, cast.reference, cast.config, eval_dataset=cast.groups, processing_class=cast.tokenizer))
-        if a.temperature == 1: results["KL to the reference, nats per answer"] = sample_kl(cast.policy, cast.reference, prompt_ids, said_ids, [repr(p) for p in prompt_ids], a.batch_size, "KL")
+        results |= _changes(
+            SLPOTrainer(
+                cast.policy,
+                cast.reference,
+                cast.config,
+                eval_dataset=cast.groups,
+                processing_class=cast.tokenizer,
+            )
+        )
+        if a.temperature == 1:
+            results["KL to the reference, nats per answer"] = sample_kl(
+                cast.policy,
+                cast.reference,
+                prompt_ids,
+                said_ids,
+                [repr(p) for p in prompt_ids],
+                a.batch_size,
+                "KL",
+            )
     if a.dataset_name == "world":
         rewards = [[world_reward(p, c) for p, c in zip(prompts, said)] for said in (ours, theirs)]
         results["win rate by the built-in world's own reward"] = win_rate(*rewards, prompts)
-    with _writing(out): _write_made_by(a, results)                             # last: it says that the answers are whole
+    with _writing(out):
+        _write_made_by(a, results)  # last: it says that the answers are whole
     return rows, results
 
-def _write_made_by(a:EvalArguments, results:dict):
-    "What made the answers in the folder, and what is known of them; None: they are not all there."
-    (Path(a.output_dir)/"answers.json").write_text(json.dumps({"settings": _made_by(a), "results": results}, indent=1) + "\n", encoding="utf-8")
 
-def _answers(a:EvalArguments, judge:Judge=None) -> tuple:
+def _write_made_by(a: EvalArguments, results: dict):
+    "What made the answers in the folder, and what is known of them; None: they are not all there."
+    (Path(a.output_dir) / "answers.json").write_text(
+        json.dumps({"settings": _made_by(a), "results": results}, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+def _answers(a: EvalArguments, judge: Judge = None) -> tuple:
     "The same, from files where they are there; where not, the judge is looked for before anything is generated."
-    if a.answers: return _read_answers(a.answers), {}
+    if a.answers:
+        return _read_answers(a.answers), {}
     out = Path(a.output_dir)
-    if (out/"answers.json").exists():
-        kept = json.loads((out/"answers.json").read_text(encoding="utf-8"))
-        if changed := [k for k, v in _made_by(a).items() if kept["settings"].get(k) != v]: raise ValueError(f"{out} holds answers made with another {', '.join(changed)}: choose another --output_dir")
+    if (out / "answers.json").exists():
+        kept = json.loads((out / "answers.json").read_text(encoding="utf-8"))
+        if changed := [k for k, v in _made_by(a).items() if kept["settings"].get(k) != v]:
+            raise ValueError(
+                f"{out} holds answers made with another {', '.join(changed)}: choose another --output_dir"
+            )
         if kept["results"] is not None:
-            print(f"answers: those of an earlier run, {out/'answers.jsonl'}")
-            return _read_answers(out/"answers.jsonl"), kept["results"]
+            print(f"answers: those of an earlier run, {out / 'answers.jsonl'}")
+            return _read_answers(out / "answers.jsonl"), kept["results"]
     if not a.dry_run:
-        if judge: judge.look()
+        if judge:
+            judge.look()
         return _generate_answers(a)
-    longest = "x"*4*a.max_new_tokens                                           # a token is about four letters
-    return [{"prompt": row["prompt"], "policy": longest, "baseline": _chosen_text(row) if a.baseline == "chosen" else longest} for row in _eval_rows(a)], {}
+    longest = "x" * 4 * a.max_new_tokens  # a token is about four letters
+    return [
+        {
+            "prompt": row["prompt"],
+            "policy": longest,
+            "baseline": _chosen_text(row) if a.baseline == "chosen" else longest,
+        }
+        for row in _eval_rows(a)
+    ], {}
 
 # %% ../nbs/09_cli.ipynb #cell-107
-def _cost_line(cost:dict) -> str:
-    if not cost["requests"]: return "the judge has answered everything before"
-    return (f"to ask the judge: {cost['requests']:,} requests, about {cost['input_tokens']:,} tokens sent" + f", at most {cost['output_tokens']:,} written"*bool(cost["output_tokens"])
-            + f", at most about {cost.get('price', 0):,.2f} in the currency of the prices"*("price" in cost))
+def _cost_line(cost: dict) -> str:
+    if not cost["requests"]:
+        return "the judge has answered everything before"
+    return (
+        f"to ask the judge: {cost['requests']:,} requests, about {cost['input_tokens']:,} tokens sent"
+        + f", at most {cost['output_tokens']:,} written" * bool(cost["output_tokens"])
+        + f", at most about {cost.get('price', 0):,.2f} in the currency of the prices"
+        * ("price" in cost)
+    )
 
-def _judge_lines(a:EvalArguments, judged:dict) -> str:
+
+def _judge_lines(a: EvalArguments, judged: dict) -> str:
     "What became of the questions, and what they cost."
     r, used = judged["results"], judged["usage"]
-    price = "" if a.price_in is None else f", {(used['prompt_tokens']*a.price_in + used['completion_tokens']*a.price_out)/1e6:,.2f} in all"
-    lines = [f"judge: {r['prompts with both verdicts']} of {r['prompts']} prompts have both verdicts; {judged['unparseable']} answers without a verdict, {judged['unanswered']} questions without an answer",
-             f"tokens that the server reports: {used['prompt_tokens']:,} sent, {used['completion_tokens']:,} written{price}"]
-    return "\n".join(lines + [f"  {n} × {why}" for why, n in judged["why"].items()] + ["the same command asks for the missing answers again"]*bool(judged["unanswered"]))
+    price = (
+        ""
+        if a.price_in is None
+        else f", {(used['prompt_tokens'] * a.price_in + used['completion_tokens'] * a.price_out) / 1e6:,.2f} in all"
+    )
+    lines = [
+        f"judge: {r['prompts with both verdicts']} of {r['prompts']} prompts have both verdicts; {judged['unparseable']} answers without a verdict, {judged['unanswered']} questions without an answer",
+        f"tokens that the server reports: {used['prompt_tokens']:,} sent, {used['completion_tokens']:,} written{price}",
+    ]
+    return "\n".join(
+        lines
+        + [f"  {n} × {why}" for why, n in judged["why"].items()]
+        + ["the same command asks for the missing answers again"] * bool(judged["unanswered"])
+    )
 
-def evaluate(a:EvalArguments, # what to compare with what, and how
-            ) -> dict: # what metrics.json holds; of a dry run, the cost
+
+def evaluate(
+    a: EvalArguments,  # what to compare with what, and how
+) -> dict:  # what metrics.json holds; of a dry run, the cost
     "Answers, what can be said without a judge, and the judge's win rate; writes answers.jsonl, verdicts.jsonl, metrics.json and table.md to `a.output_dir`."
     out, (judge, template) = Path(a.output_dir), _make_judge(a)
-    if not a.dry_run: _check_writable(out)
-    if judge: _kept_answers(out/"verdicts.jsonl")
+    if not a.dry_run:
+        _check_writable(out)
+    if judge:
+        _kept_answers(out / "verdicts.jsonl")
     rows, results = _answers(a, judge)
     prompts, ours, theirs = ([row[c] for row in rows] for c in ("prompt", "policy", "baseline"))
     metrics = {"config": vars(a), "rows": len(rows), "versions": _versions()}
     if judge:
-        cost = judge_cost(judge, judge_questions(prompts, ours, theirs, template), out/"verdicts.jsonl", a.price_in, a.price_out)
+        cost = judge_cost(
+            judge,
+            judge_questions(prompts, ours, theirs, template),
+            out / "verdicts.jsonl",
+            a.price_in,
+            a.price_out,
+        )
         print(_cost_line(cost))
-        if a.dry_run: return cost
-        judged = judge_win_rate(judge, prompts, ours, theirs, out/"verdicts.jsonl", template, workers=a.judge_workers, per_minute=a.judge_per_minute, retries=a.judge_retries)
+        if a.dry_run:
+            return cost
+        judged = judge_win_rate(
+            judge,
+            prompts,
+            ours,
+            theirs,
+            out / "verdicts.jsonl",
+            template,
+            workers=a.judge_workers,
+            per_minute=a.judge_per_minute,
+            retries=a.judge_retries,
+        )
         metrics["judge"] = {"template": template, "request": judge.name, "estimate": cost, **judged}
-        results = {**results, **{f"judge: {name}": x for name, x in judged["results"].items() if not isinstance(x, int)}}
+        results = {
+            **results,
+            **{
+                f"judge: {name}": x
+                for name, x in judged["results"].items()
+                if not isinstance(x, int)
+            },
+        }
         print(_judge_lines(a, judged))
-    answers = {who: {"words": bootstrap_mean([len(t.split()) for t in said], [repr(p) for p in prompts]), **{f"distinct-{n}": distinct_n(said, n) for n in (1, 2, 3)}} for who, said in (("policy", ours), ("baseline", theirs))}
-    tables = [interval_table(answers, {"words": ("words", "{:.1f}"), **{f"distinct-{n}": (f"distinct-{n}", "{:.3f}") for n in (1, 2, 3)}}, "answers"),
-              *([interval_table({name: {"value": x} for name, x in results.items()}, {"value": ("mean [95 % interval]", "{:.3f}")}, f"{len(rows)} answers")] if results else [])]
+    answers = {
+        who: {
+            "words": bootstrap_mean([len(t.split()) for t in said], [repr(p) for p in prompts]),
+            **{f"distinct-{n}": distinct_n(said, n) for n in (1, 2, 3)},
+        }
+        for who, said in (("policy", ours), ("baseline", theirs))
+    }
+    tables = [
+        interval_table(
+            answers,
+            {
+                "words": ("words", "{:.1f}"),
+                **{f"distinct-{n}": (f"distinct-{n}", "{:.3f}") for n in (1, 2, 3)},
+            },
+            "answers",
+        ),
+        *(
+            [
+                interval_table(
+                    {name: {"value": x} for name, x in results.items()},
+                    {"value": ("mean [95 % interval]", "{:.3f}")},
+                    f"{len(rows)} answers",
+                )
+            ]
+            if results
+            else []
+        ),
+    ]
     print("", *tables, sep="\n")
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        (out/"metrics.json").write_text(json.dumps(metrics | {"results": results, "answers": answers}, indent=1) + "\n", encoding="utf-8")
-        (out/"table.md").write_text("\n".join(tables), encoding="utf-8")
+        (out / "metrics.json").write_text(
+            json.dumps(metrics | {"results": results, "answers": answers}, indent=1) + "\n",
+            encoding="utf-8",
+        )
+        (out / "table.md").write_text("\n".join(tables), encoding="utf-8")
     print(f"answers, verdicts, numbers and this table: {out}")
     return metrics | {"results": results, "answers": answers}
 
 # %% ../nbs/09_cli.ipynb #cell-108
-def eval_main(argv:list=None # flags; default: those of the command line
-             ) -> int: # exit status: 0; 2 where something is wrong with the input, or the judge; 130 after Ctrl-C
+def eval_main(
+    argv: list = None,  # flags; default: those of the command line
+) -> (
+    int
+):  # exit status: 0; 2 where something is wrong with the input, or the judge; 130 after Ctrl-C
     "The command `slpo_eval`."
     argv, debug = _begin(argv)
-    try: evaluate(parse_eval(argv)); return 0
-    except KeyboardInterrupt: print("slpo_eval: stopped; the same command goes on with the answers that are there", file=sys.stderr); return 130
+    try:
+        evaluate(parse_eval(argv))
+        return 0
+    except KeyboardInterrupt:
+        print(
+            "slpo_eval: stopped; the same command goes on with the answers that are there",
+            file=sys.stderr,
+        )
+        return 130
     except Exception as e:
-        if debug: raise
+        if debug:
+            raise
         return _complain("slpo_eval", e)

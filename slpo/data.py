@@ -29,7 +29,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from datasets import Dataset, Features, IterableDataset, Json, ReadInstruction, Value, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    Json,
+    ReadInstruction,
+    Value,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from torch import Tensor
 
@@ -38,19 +47,24 @@ logger = logging.getLogger("slpo")
 # %% ../nbs/06_data.ipynb #cell-004
 TURN = "\n\nAssistant:"
 
-def split_hh(transcript:str, # "\n\nHuman: …\n\nAssistant: …"
-            ) -> tuple: # (prompt, completion), both str; the prompt ends in "\n\nAssistant:"
+
+def split_hh(
+    transcript: str,  # "\n\nHuman: …\n\nAssistant: …"
+) -> tuple:  # (prompt, completion), both str; the prompt ends in "\n\nAssistant:"
     "Split a dialogue before the assistant's last reply. Raises `ValueError` when no `\\n\\nAssistant:` is in it. Source: Bai et al. 2022."
     at = transcript.rfind(TURN)
-    if at < 0: raise ValueError(r"no '\n\nAssistant:' turn")
-    return transcript[:at + len(TURN)], transcript[at + len(TURN):]
+    if at < 0:
+        raise ValueError(r"no '\n\nAssistant:' turn")
+    return transcript[: at + len(TURN)], transcript[at + len(TURN) :]
 
 # %% ../nbs/06_data.ipynb #cell-007
-ROW = "__slpo_row__"                                 # a column with the numbers that findings name, where rows were moved
-WHERE = "__slpo_where__"                             # a column with file and line of a row, where there are several files
+ROW = "__slpo_row__"  # a column with the numbers that findings name, where rows were moved
+WHERE = "__slpo_where__"  # a column with file and line of a row, where there are several files
+
 
 class Finding(NamedTuple):
     "What is wrong, and where: a 0-based row of the data set, a column, a reason; of several files, also which one, and where in it."
+
     row: int
     column: str
     reason: str
@@ -60,291 +74,505 @@ class Finding(NamedTuple):
         place = f"{self.where} (row {self.row})" if self.where else f"row {self.row}"
         return f"{place}: column '{self.column}': {self.reason}"
 
+
 class BadRows(ValueError):
     "Rows that cannot be trained on; `findings` has every one of them."
-    def __init__(self, findings:list, total:int, message:str=""): # a message of its own where one says more than all findings
+
+    def __init__(
+        self, findings: list, total: int, message: str = ""
+    ):  # a message of its own where one says more than all findings
         self.findings, self.total, self.message = list(findings), total, message
-        advice = "Fix these, or leave them out: on_bad_rows='drop' (for commands, --on_bad_rows drop)."
-        if len({f.row for f in self.findings}) == total: advice = "Fix these: no row would be left without them."
+        advice = (
+            "Fix these, or leave them out: on_bad_rows='drop' (for commands, --on_bad_rows drop)."
+        )
+        if len({f.row for f in self.findings}) == total:
+            advice = "Fix these: no row would be left without them."
         super().__init__(message or f"{_report(self.findings, total)}\nRows count from 0. {advice}")
 
-    def __reduce__(self): return type(self), (self.findings, self.total, self.message)            # between processes
+    def __reduce__(self):
+        return type(self), (self.findings, self.total, self.message)  # between processes
+
 
 def _report(findings, total, most=10):
-    counts = ", ".join(f"{n} × {reason}" for reason, n in Counter(re.sub(r"\d+", "…", f.reason) for f in findings).most_common())
-    lines = [f"  {f}" for f in findings[:most]] + [f"  … and {len(findings) - most} more"]*(len(findings) > most)
-    return "\n".join([f"{len({f.row for f in findings})} of {total} rows are bad ({counts}):", *lines])
+    counts = ", ".join(
+        f"{n} × {reason}"
+        for reason, n in Counter(re.sub(r"\d+", "…", f.reason) for f in findings).most_common()
+    )
+    lines = [f"  {f}" for f in findings[:most]] + [f"  … and {len(findings) - most} more"] * (
+        len(findings) > most
+    )
+    return "\n".join(
+        [f"{len({f.row for f in findings})} of {total} rows are bad ({counts}):", *lines]
+    )
 
-def _settle(findings:list, total:int, on_bad_rows:str) -> set:
+
+def _settle(findings: list, total: int, on_bad_rows: str) -> set:
     "The rows to leave out, after a report; raises `BadRows` unless told to drop, or when nothing would be left."
-    if on_bad_rows not in ("raise", "drop"): raise ValueError(f"argument 'on_bad_rows': {on_bad_rows!r} is not 'raise' or 'drop'")
+    if on_bad_rows not in ("raise", "drop"):
+        raise ValueError(f"argument 'on_bad_rows': {on_bad_rows!r} is not 'raise' or 'drop'")
     bad = {f.row for f in findings}
-    if findings and (on_bad_rows == "raise" or len(bad) == total): raise BadRows(findings, total)
-    if findings: logger.warning("dropped: %s", _report(findings, total))
+    if findings and (on_bad_rows == "raise" or len(bad) == total):
+        raise BadRows(findings, total)
+    if findings:
+        logger.warning("dropped: %s", _report(findings, total))
     return bad
 
 # %% ../nbs/06_data.ipynb #cell-009
-def _gone(x) -> bool: return x is None or isinstance(x, float) and math.isnan(x)       # NaN is pandas' empty cell
+def _gone(x) -> bool:
+    return x is None or isinstance(x, float) and math.isnan(x)  # NaN is pandas' empty cell
+
 
 def _without_none(x):
     "Dicts without the keys that hold None, at any depth: Arrow gives every dict of a column all keys of all of them."
-    if isinstance(x, dict): return {k: _without_none(v) for k, v in x.items() if v is not None}
+    if isinstance(x, dict):
+        return {k: _without_none(v) for k, v in x.items() if v is not None}
     return [_without_none(y) for y in x] if isinstance(x, (list, tuple)) else x
 
-def _half_character(text:str) -> str:
+
+def _half_character(text: str) -> str:
     "Where half a character stands in a text, or ''."
-    try: text.encode()
+    try:
+        text.encode()
     except UnicodeEncodeError as e:
         return f"half a character (the lone surrogate {text[e.start]!r}) at character {e.start + 1}"
     return ""
 
+
 def _wrong_text(text) -> str:
     "Why this is not a text, or ''."
-    return _half_character(text) if isinstance(text, str) else f"expected a string, got {type(text).__name__}"
+    return (
+        _half_character(text)
+        if isinstance(text, str)
+        else f"expected a string, got {type(text).__name__}"
+    )
+
 
 # a list of messages, or one, that json.dumps, or Python's or numpy's repr, has made a text of
-_WRITTEN = re.compile(r"""["']?\s*(?:(?:\[|array\()\s*)+\{|["']?\s*\{\s*\\?['"](?:role|content|from|value)\\?['"]\s*:""")
+_WRITTEN = re.compile(
+    r"""["']?\s*(?:(?:\[|array\()\s*)+\{|["']?\s*\{\s*\\?['"](?:role|content|from|value)\\?['"]\s*:"""
+)
+
 
 def _written_messages(text) -> str:
     "Why this text must be read as something else first, or ''."
-    if not isinstance(text, str) or not _WRITTEN.match(text): return ""
-    def has(*keys): return all(re.search(rf"""['"]{key}\\?['"]\s*:""", text) for key in keys)
-    if not has("role", "content") and not has("from", "value"): return ""
+    if not isinstance(text, str) or not _WRITTEN.match(text):
+        return ""
+
+    def has(*keys):
+        return all(re.search(rf"""['"]{key}\\?['"]\s*:""", text) for key in keys)
+
+    if not has("role", "content") and not has("from", "value"):
+        return ""
     reader = "json.loads" if re.match(r"""["']?[\s\[]*\{\s*\\?\"""", text) else "ast.literal_eval"
-    return f"messages written as text: read them first, with {reader}, so that the column holds lists"
+    return (
+        f"messages written as text: read them first, with {reader}, so that the column holds lists"
+    )
 
 # %% ../nbs/06_data.ipynb #cell-202
-_NOT_THE_MODEL = ("user", "system", "developer", "tool", "function", "ipython", "environment")   # roles whose words are given
+_NOT_THE_MODEL = (
+    "user",
+    "system",
+    "developer",
+    "tool",
+    "function",
+    "ipython",
+    "environment",
+)  # roles whose words are given
+
 
 def _tidy(x):
     "Messages without empty keys, and with parts of text joined; anything else as it is."
-    if isinstance(x, list): return [_tidy(y) for y in x]
-    if not isinstance(x, dict): return x
+    if isinstance(x, list):
+        return [_tidy(y) for y in x]
+    if not isinstance(x, dict):
+        return x
     message = _without_none(x)
     parts = message.get("content")
-    if isinstance(parts, list) and parts and all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
+    if (
+        isinstance(parts, list)
+        and parts
+        and all(
+            isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str)
+            for p in parts
+        )
+    ):
         message["content"] = "".join(p["text"] for p in parts)
     return message
 
+
 def _wrong_message(message) -> str:
     "Why this is not a message, or ''."
-    if not isinstance(message, dict): return f"expected a 'role' and a 'content', got {type(message).__name__}"
+    if not isinstance(message, dict):
+        return f"expected a 'role' and a 'content', got {type(message).__name__}"
     if "from" in message and "value" in message and "role" not in message:
         return "has 'from' and 'value': call them 'role' (user, assistant) and 'content'"
     for key in ("role", "content"):
-        if key == "content" and message.get("tool_calls") and _gone(message.get(key)): continue
-        if _gone(message.get(key)): return f"no '{key}'"
+        if key == "content" and message.get("tool_calls") and _gone(message.get(key)):
+            continue
+        if _gone(message.get(key)):
+            return f"no '{key}'"
         value = message[key]
         if key == "content" and isinstance(value, list):
             kinds = [p.get("type") if isinstance(p, dict) else type(p).__name__ for p in value]
             other = next((k for k in kinds if k != "text"), None)
-            if other is not None: return f"'content': a part of type {other!r}: only text can be trained on"
-        if why := _wrong_text(value): return f"'{key}': {why}"
+            if other is not None:
+                return f"'content': a part of type {other!r}: only text can be trained on"
+        if why := _wrong_text(value):
+            return f"'{key}': {why}"
     rest = {k: v for k, v in message.items() if k not in ("role", "content")}
-    if rest and (why := _half_character(json.dumps(rest, ensure_ascii=False, default=str))): return f"{', '.join(rest)}: {why}"
+    if rest and (why := _half_character(json.dumps(rest, ensure_ascii=False, default=str))):
+        return f"{', '.join(rest)}: {why}"
     return ""
+
 
 def _wrong_messages(messages) -> str:
     "Why this is not a conversation, or ''."
-    if not isinstance(messages, list): return f"expected a list of messages, got {type(messages).__name__}"
+    if not isinstance(messages, list):
+        return f"expected a list of messages, got {type(messages).__name__}"
     for i, message in enumerate(messages):
-        if why := _wrong_message(message): return f"message {i}: {why}"
+        if why := _wrong_message(message):
+            return f"message {i}: {why}"
     return "" if messages else "an empty list"
+
 
 def _key(text):
     "What makes two texts, or two lists of messages, the same."
-    if isinstance(text, str): return text
+    if isinstance(text, str):
+        return text
     return tuple(json.dumps(_without_none(m), sort_keys=True, default=str) for m in text)
 
 # %% ../nbs/06_data.ipynb #cell-400
-def _says(message:dict) -> bool:
+def _says(message: dict) -> bool:
     "Is there anything in a message but its role and its name?"
-    return any(bool(v.strip() if isinstance(v, str) else v) for k, v in message.items() if k not in ("role", "name", "tool_call_id"))
+    return any(
+        bool(v.strip() if isinstance(v, str) else v)
+        for k, v in message.items()
+        if k not in ("role", "name", "tool_call_id")
+    )
 
-def _wrong_completion(text, chat:bool, prompt=None) -> str:
+
+def _wrong_completion(text, chat: bool, prompt=None) -> str:
     "Why this cannot be a completion of the prompt (None: not known), or ''."
-    if why := _written_messages(text): return why
-    if why := _wrong_messages(text) if chat else _wrong_text(text): return why
-    if prompt is not None and (chat or TURN in prompt) and _key(text)[:len(prompt)] == _key(prompt): return "repeats the prompt: leave it out"
-    if not chat: return "" if text.strip() else "empty completion"
+    if why := _written_messages(text):
+        return why
+    if why := _wrong_messages(text) if chat else _wrong_text(text):
+        return why
+    if (
+        prompt is not None
+        and (chat or TURN in prompt)
+        and _key(text)[: len(prompt)] == _key(prompt)
+    ):
+        return "repeats the prompt: leave it out"
+    if not chat:
+        return "" if text.strip() else "empty completion"
     if roles := [m["role"] for m in text if m["role"] in _NOT_THE_MODEL]:
         return f"holds a message of role {roles[0]!r}: a completion is what the model says"
     return "" if any(map(_says, text)) else "empty completion"
 
 # %% ../nbs/06_data.ipynb #cell-204
-_MORE = ("tools", "chat_template_kwargs")                                              # what a chat template takes beside messages
+_MORE = ("tools", "chat_template_kwargs")  # what a chat template takes beside messages
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
 
 def _from_json(x):
     "What JSON stands for; anything else without the keys that hold None."
     return json.loads(x) if isinstance(x, str) else _without_none(x)
 
-def _check_template_inputs(row:dict) -> list:
+
+def _check_template_inputs(row: dict) -> list:
     "[(column, reason)] for what is no text, and for what the chat template is given beside the messages."
-    found = [(c, "holds a value, and only text can be trained on") for c in _MEDIA if not _gone(row.get(c)) and row[c] not in ([], {}, "", b"")]
-    if not isinstance(row.get("prompt"), list): return found                           # plain text goes through no template
+    found = [
+        (c, "holds a value, and only text can be trained on")
+        for c in _MEDIA
+        if not _gone(row.get(c)) and row[c] not in ([], {}, "", b"")
+    ]
+    if not isinstance(row.get("prompt"), list):
+        return found  # plain text goes through no template
     for column, kind, name in ((_MORE[0], list, "a list"), (_MORE[1], dict, "a dict")):
-        if _gone(row.get(column)) or row[column] == "": continue
-        try: value = _from_json(row[column])
-        except ValueError as e: found.append((column, f"expected {name}, or {name} as JSON ({e})")); continue
-        if not isinstance(value, kind): found.append((column, f"expected {name}, or {name} as JSON, got {type(value).__name__}"))
-        elif why := _half_character(json.dumps(value, ensure_ascii=False, default=str)): found.append((column, why))
+        if _gone(row.get(column)) or row[column] == "":
+            continue
+        try:
+            value = _from_json(row[column])
+        except ValueError as e:
+            found.append((column, f"expected {name}, or {name} as JSON ({e})"))
+            continue
+        if not isinstance(value, kind):
+            found.append(
+                (column, f"expected {name}, or {name} as JSON, got {type(value).__name__}")
+            )
+        elif why := _half_character(json.dumps(value, ensure_ascii=False, default=str)):
+            found.append((column, why))
     return found
 
-def _more(row:dict) -> dict:
+
+def _more(row: dict) -> dict:
     "What a row gives the chat template beside messages; call after `_check_row` found nothing."
-    return {c: value for c in _MORE if not _gone(row.get(c)) and row[c] != "" and (value := _from_json(row[c]))}
+    return {
+        c: value
+        for c in _MORE
+        if not _gone(row.get(c)) and row[c] != "" and (value := _from_json(row[c]))
+    }
 
 # %% ../nbs/06_data.ipynb #cell-011
-def _listed(x, chat:bool) -> list:
+def _listed(x, chat: bool) -> list:
     "One completion or several, as a list of them."
     return x if isinstance(x, list) and (not chat or any(isinstance(y, list) for y in x)) else [x]
 
-def _to_group(row:dict, sft:bool=False) -> tuple:
+
+def _to_group(row: dict, sft: bool = False) -> tuple:
     "(prompt, completions, ranks), best completion first; call after `_check_row` found nothing."
     if "completions" in row:
         order = sorted(range(len(row["ranks"])), key=row["ranks"].__getitem__)
         texts, ranks = [row["completions"][i] for i in order], [row["ranks"][i] for i in order]
     else:
         rejected = [] if sft else _listed(row["rejected"], isinstance(row["prompt"], list))
-        texts, ranks = [row["chosen"], *rejected], [0] + [1]*len(rejected)
+        texts, ranks = [row["chosen"], *rejected], [0] + [1] * len(rejected)
     return (row["prompt"], texts[:1], ranks[:1]) if sft else (row["prompt"], texts, ranks)
 
-def _check_row(row:dict, sft:bool=False) -> list:
+
+def _check_row(row: dict, sft: bool = False) -> list:
     "[(column, reason)] for one row of text or messages; with `sft`, only prompt and best completion matter."
     ranked, chat = "completions" in row, isinstance(row.get("prompt"), list)
     wanted = _columns(row, sft)
     found = [(c, "missing") for c in wanted if _gone(row.get(c))]
-    if found: return found
-    wrong_prompt = _written_messages(row["prompt"]) or (_wrong_messages if chat else _wrong_text)(row["prompt"])
-    if wrong_prompt: found.append(("prompt", wrong_prompt))
-    if ranked: found += _check_ranks(row["completions"], row["ranks"])
+    if found:
+        return found
+    wrong_prompt = _written_messages(row["prompt"]) or (_wrong_messages if chat else _wrong_text)(
+        row["prompt"]
+    )
+    if wrong_prompt:
+        found.append(("prompt", wrong_prompt))
+    if ranked:
+        found += _check_ranks(row["completions"], row["ranks"])
     for column in ("completions",) if ranked else wanted[1:]:
-        texts = [row[column]] if column == "chosen" else row[column] if ranked and isinstance(row[column], list) else _listed(row[column], chat)
-        if not texts: found.append((column, "an empty list"))
-        if not chat and any(isinstance(m, dict) for text in [row[column], *texts] if isinstance(text, list) for m in text):
-            found.append((column, "messages after a prompt of plain text: give the prompt as messages too, or leave it out")); continue
-        found += [(column, why) for text in texts if (why := _wrong_completion(text, chat, None if wrong_prompt else row["prompt"]))]
+        texts = (
+            [row[column]]
+            if column == "chosen"
+            else row[column]
+            if ranked and isinstance(row[column], list)
+            else _listed(row[column], chat)
+        )
+        if not texts:
+            found.append((column, "an empty list"))
+        if not chat and any(
+            isinstance(m, dict)
+            for text in [row[column], *texts]
+            if isinstance(text, list)
+            for m in text
+        ):
+            found.append(
+                (
+                    column,
+                    "messages after a prompt of plain text: give the prompt as messages too, or leave it out",
+                )
+            )
+            continue
+        found += [
+            (column, why)
+            for text in texts
+            if (why := _wrong_completion(text, chat, None if wrong_prompt else row["prompt"]))
+        ]
     found += _check_template_inputs(row)
-    if found: return list(dict.fromkeys(found))
+    if found:
+        return list(dict.fromkeys(found))
     _, texts, _ = _to_group(row, sft)
     keys, column = [_key(text) for text in texts], "completions" if ranked else wanted[-1]
-    if not chat and _all_repeat(row["prompt"], texts): return [(column, "repeats the prompt, as all completions of the row do: leave it out")]
-    if not sft and not ranked and keys[0] in keys[1:]: return [(column, "identical to 'chosen'")]
+    if not chat and _all_repeat(row["prompt"], texts):
+        return [(column, "repeats the prompt, as all completions of the row do: leave it out")]
+    if not sft and not ranked and keys[0] in keys[1:]:
+        return [(column, "identical to 'chosen'")]
     return [(column, "holds the same completion twice")] if len(set(keys)) < len(keys) else []
 
-def _all_repeat(prompt:str, texts:list, least:int=8) -> bool:
+
+def _all_repeat(prompt: str, texts: list, least: int = 8) -> bool:
     "Does every completion begin with the prompt? Of a prompt of a few letters that may be chance."
     return len(prompt.strip()) >= least and all(text.startswith(prompt) for text in texts)
 
-def _columns(row:dict, sft:bool) -> tuple: return ("prompt", "completions", "ranks") if "completions" in row else ("prompt", "chosen", "rejected")[:3 - sft]
+
+def _columns(row: dict, sft: bool) -> tuple:
+    return (
+        ("prompt", "completions", "ranks")
+        if "completions" in row
+        else ("prompt", "chosen", "rejected")[: 3 - sft]
+    )
 
 # %% ../nbs/06_data.ipynb #cell-401
 def _check_ranks(completions, ranks) -> list:
     if not isinstance(completions, list) or not isinstance(ranks, list):
-        text = [c for c, x in (("completions", completions), ("ranks", ranks)) if isinstance(x, str)]
-        return [("ranks", "completions and ranks must be lists" + (f" (read the text in {' and '.join(text)} first, with json.loads)" if text else ""))]
-    if len(completions) != len(ranks): return [("ranks", f"{len(ranks)} ranks for {len(completions)} completions")]
-    if not all(type(r) is int and abs(r) < 2**31 for r in ranks): return [("ranks", "expected integers (of 32 bits)")]
-    if len(set(ranks)) < 2: return [("ranks", "all ranks are equal: nothing is preferred")]
+        text = [
+            c for c, x in (("completions", completions), ("ranks", ranks)) if isinstance(x, str)
+        ]
+        return [
+            (
+                "ranks",
+                "completions and ranks must be lists"
+                + (
+                    f" (read the text in {' and '.join(text)} first, with json.loads)"
+                    if text
+                    else ""
+                ),
+            )
+        ]
+    if len(completions) != len(ranks):
+        return [("ranks", f"{len(ranks)} ranks for {len(completions)} completions")]
+    if not all(type(r) is int and abs(r) < 2**31 for r in ranks):
+        return [("ranks", "expected integers (of 32 bits)")]
+    if len(set(ranks)) < 2:
+        return [("ranks", "all ranks are equal: nothing is preferred")]
     return []
 
 # %% ../nbs/06_data.ipynb #cell-015
 _ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _POINTER = b"version https://git-lfs.github.com/spec"
 
-def _ending(name:str) -> str:
+
+def _ending(name: str) -> str:
     "Which of the endings a file's name has, in any case, or ''."
     return next((e for e in _ENDINGS if name.lower().endswith(e)), "")
 
-class _Twice(ValueError): "A JSON object with the same key twice: one of two values would be lost."
 
-def _once(pairs:list) -> dict:
+class _Twice(ValueError):
+    "A JSON object with the same key twice: one of two values would be lost."
+
+
+def _once(pairs: list) -> dict:
     row = dict(pairs)
-    if len(row) == len(pairs): return row
+    if len(row) == len(pairs):
+        return row
     twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
     raise _Twice(f"the key {twice!r} stands twice in one object: leave one of them out")
 
-def _loads(text:str): return json.loads(text, object_pairs_hook=_once)
 
-def _json_lines(path:Path, name:str):
+def _loads(text: str):
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _json_lines(path: Path, name: str):
     "(1-based line, row) of a file of JSON lines, perhaps zipped."
     number = 0
-    def stop(why): raise ValueError(f"{name}: line {number}: {why}")
+
+    def stop(why):
+        raise ValueError(f"{name}: line {number}: {why}")
+
     def lines(file):
-        try: yield from enumerate(file, 1)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as e: raise ValueError(f"{name}: after line {number}: broken gzip data ({e})")
+        try:
+            yield from enumerate(file, 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+            raise ValueError(f"{name}: after line {number}: broken gzip data ({e})")
+
     with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
         for number, line in lines(file):
-            if not line.strip(): continue
-            try: row = _loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))    # Windows begins a file with a mark
-            except _Twice as e: stop(e)
-            except UnicodeDecodeError as e: stop(f"not UTF-8 (byte {e.start + 1} of the line)")
-            except json.JSONDecodeError as e: stop(f"not JSON ({e.msg} at column {e.colno})")
-            except (ValueError, RecursionError) as e: stop(f"not JSON that can be read ({e})")     # a number of 5,000 digits, 1,000 brackets
-            if not isinstance(row, dict): stop(f"expected a JSON object, got {type(row).__name__}")
+            if not line.strip():
+                continue
+            try:
+                row = _loads(
+                    line.decode("utf-8-sig" if number == 1 else "utf-8")
+                )  # Windows begins a file with a mark
+            except _Twice as e:
+                stop(e)
+            except UnicodeDecodeError as e:
+                stop(f"not UTF-8 (byte {e.start + 1} of the line)")
+            except json.JSONDecodeError as e:
+                stop(f"not JSON ({e.msg} at column {e.colno})")
+            except (ValueError, RecursionError) as e:
+                stop(f"not JSON that can be read ({e})")  # a number of 5,000 digits, 1,000 brackets
+            if not isinstance(row, dict):
+                stop(f"expected a JSON object, got {type(row).__name__}")
             yield number, row
 
-def _read_jsonl(path:Path):
+
+def _read_jsonl(path: Path):
     "Rows of a .jsonl or .jsonl.gz file. Raises `ValueError` with file and 1-based line for anything that is not a JSON object."
-    for _, row in _json_lines(path, path.name): yield row
+    for _, row in _json_lines(path, path.name):
+        yield row
 
 # %% ../nbs/06_data.ipynb #cell-205
-def _whole_elements(text:str) -> int:
+def _whole_elements(text: str) -> int:
     "How many elements of a JSON array, from its first, can be read."
     decoder, n = json.JSONDecoder(object_pairs_hook=_once), 0
     at = text.index("[") + 1
     while True:
-        try: _, at = decoder.raw_decode(text, re.compile(r"[\s,]*").match(text, at).end())
-        except ValueError: return n
+        try:
+            _, at = decoder.raw_decode(text, re.compile(r"[\s,]*").match(text, at).end())
+        except ValueError:
+            return n
         n += 1
 
-def _json_array(path:Path, name:str):
+
+def _json_array(path: Path, name: str):
     "(index, row) of a file that is one JSON array of objects."
     text = ""
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = _loads(text)
-    except _Twice as e: raise ValueError(f"{name}: element {_whole_elements(text)} of the array: {e}")
-    except UnicodeDecodeError as e: raise ValueError(f"{name}: not UTF-8 (byte {e.start + 1})")
-    except json.JSONDecodeError as e: raise ValueError(f"{name}: not JSON ({e.msg} at line {e.lineno}, column {e.colno})")
-    except (ValueError, RecursionError) as e: raise ValueError(f"{name}: not JSON that can be read ({e})")
+    except _Twice as e:
+        raise ValueError(f"{name}: element {_whole_elements(text)} of the array: {e}")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{name}: not UTF-8 (byte {e.start + 1})")
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{name}: not JSON ({e.msg} at line {e.lineno}, column {e.colno})")
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{name}: not JSON that can be read ({e})")
     for i, row in enumerate(rows):
-        if not isinstance(row, dict): raise ValueError(f"{name}: element {i} of the array: expected a JSON object, got {type(row).__name__}")
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{name}: element {i} of the array: expected a JSON object, got {type(row).__name__}"
+            )
         yield i, row
 
-def _csv_lines(path:Path, name:str):
+
+def _csv_lines(path: Path, name: str):
     "(1-based line, row) of a .csv file with a header; every cell is text, an empty one is missing."
-    csv.field_size_limit(2**31 - 1)                                                    # the default is too short for a dialogue
+    csv.field_size_limit(2**31 - 1)  # the default is too short for a dialogue
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
             twice = [column for column, n in Counter(reader.fieldnames or []).items() if n > 1]
-            if twice: raise ValueError(f"{name}: line 1: the column {twice[0]!r} stands twice: call one of them otherwise")
+            if twice:
+                raise ValueError(
+                    f"{name}: line 1: the column {twice[0]!r} stands twice: call one of them otherwise"
+                )
             for row in reader:
-                if None in row: raise ValueError(f"{name}: line {reader.line_num}: more cells than the header has names")
+                if None in row:
+                    raise ValueError(
+                        f"{name}: line {reader.line_num}: more cells than the header has names"
+                    )
                 yield reader.line_num, {column: cell or None for column, cell in row.items()}
-        except UnicodeDecodeError as e: raise ValueError(f"{name}: after line {reader.line_num}: not UTF-8 ({e.reason})")
-        except csv.Error as e: raise ValueError(f"{name}: line {reader.line_num}: not CSV that can be read ({e})")
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{name}: after line {reader.line_num}: not UTF-8 ({e.reason})")
+        except csv.Error as e:
+            raise ValueError(f"{name}: line {reader.line_num}: not CSV that can be read ({e})")
 
-def _parquet_rows(path:Path, name:str):
+
+def _parquet_rows(path: Path, name: str):
     "(index, row) of a .parquet file."
-    try: yield from enumerate(load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True))     # nothing is written
+    try:
+        yield from enumerate(
+            load_dataset(
+                "parquet", data_files=glob.escape(str(path)), split="train", streaming=True
+            )
+        )  # nothing is written
     except (ValueError, OSError, DatasetGenerationError) as e:
         raise ValueError(f"{name}: not a Parquet file that can be read ({e.__cause__ or e})") from e
 
 # %% ../nbs/06_data.ipynb #cell-402
-def _rows_of(path:Path, name:str=None):
+def _rows_of(path: Path, name: str = None):
     "(number, row) of a file's rows; the number is that of a line, or of a row where there are none."
     name = name or path.name
-    with open(path, "rb") as file: start = file.read(len(_POINTER) + 64)
-    if start.startswith(_POINTER): raise ValueError(f"{name}: a Git LFS pointer, not the data: fetch them with git lfs pull")
+    with open(path, "rb") as file:
+        start = file.read(len(_POINTER) + 64)
+    if start.startswith(_POINTER):
+        raise ValueError(f"{name}: a Git LFS pointer, not the data: fetch them with git lfs pull")
     ending = _ending(path.name)
-    if ending == ".json" and start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[": ending = ".jsonl"      # often called so
-    read = {".json": _json_array, ".csv": _csv_lines, ".parquet": _parquet_rows}.get(ending, _json_lines)
+    if ending == ".json" and start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
+        ending = ".jsonl"  # often called so
+    read = {".json": _json_array, ".csv": _csv_lines, ".parquet": _parquet_rows}.get(
+        ending, _json_lines
+    )
     return read(path, name)
 
-def _unit(path:Path) -> str:
+
+def _unit(path: Path) -> str:
     "What the numbers of `_rows_of` count."
     return "row" if _ending(path.name) in (".json", ".parquet") else "line"
 
@@ -353,24 +581,42 @@ _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 _PART = r"[-_.](?:(?:part|shard|chunk)[-_.]?)?(?P<number>\d+)(?:[-_.]of[-_.](?P<of>\d+))?(?:-[0-9a-f]{8,})?"
 _BACKUP = r".*(?:[-_. ](?:old|orig|original|bak|backup|copy|tmp|checkpoint)[-_. ]?\d*|\(\d+\)|~)"
 
-def _stem(file:Path) -> str: return file.name[:-len(_ending(file.name))]
 
-def _find_files(folder:Path, split:str) -> tuple:
+def _stem(file: Path) -> str:
+    return file.name[: -len(_ending(file.name))]
+
+
+def _find_files(folder: Path, split: str) -> tuple:
     "(files of a split, other files that could be data), each sorted by path. Raises `ValueError` where files seem to hold the same rows."
-    def is_shown(file): return not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+
+    def is_shown(file):
+        return not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+
     def belongs(file):
-        if re.fullmatch(re.escape(split) + f"(?:{_PART})?", _stem(file)): return True
-        other = any(re.fullmatch(re.escape(name) + f"(?:{_PART})?", _stem(file)) for name in _SPLITS if name != split)
-        return split in file.relative_to(folder).parts[:-1] and not other and not re.fullmatch(_BACKUP, _stem(file), re.IGNORECASE)
+        if re.fullmatch(re.escape(split) + f"(?:{_PART})?", _stem(file)):
+            return True
+        other = any(
+            re.fullmatch(re.escape(name) + f"(?:{_PART})?", _stem(file))
+            for name in _SPLITS
+            if name != split
+        )
+        return (
+            split in file.relative_to(folder).parts[:-1]
+            and not other
+            and not re.fullmatch(_BACKUP, _stem(file), re.IGNORECASE)
+        )
+
     named = sorted(f for f in folder.rglob("*") if _ending(f.name) and is_shown(f))
     for file in named:
-        if belongs(file) and file.is_symlink() and not file.exists(): raise _no_file(file)
+        if belongs(file) and file.is_symlink() and not file.exists():
+            raise _no_file(file)
     files = [f for f in named if f.is_file()]
     chosen = _without_copies([f for f in files if belongs(f)])
     _check_doubles(folder, chosen, split)
     return chosen, [f for f in files if f not in set(chosen)]
 
-def _content(file:Path) -> str:
+
+def _content(file: Path) -> str:
     "A hash of what a file holds once it is unpacked; of its name where that cannot be read."
     digest = hashlib.sha256()
     try:
@@ -381,7 +627,8 @@ def _content(file:Path) -> str:
         return file.name
     return digest.hexdigest()
 
-def _without_copies(files:list) -> list:
+
+def _without_copies(files: list) -> list:
     "Files of which none is another one, packed: train.jsonl and its train.jsonl.gz are one file."
     kept = {}
     for file in files:
@@ -391,144 +638,240 @@ def _without_copies(files:list) -> list:
     return [file for file in files if file in kept[file.parent, _stem(file)]]
 
 # %% ../nbs/06_data.ipynb #cell-403
-def _check_twins(files:list, where, name):
+def _check_twins(files: list, where, name):
     "Raises `ValueError` where two files differ in their endings alone; `name` says what a file is called."
     groups = {}
-    for file in files: groups.setdefault((file.parent, _stem(file)), []).append(file)
+    for file in files:
+        groups.setdefault((file.parent, _stem(file)), []).append(file)
     for same in groups.values():
-        if len(same) == 1: continue
+        if len(same) == 1:
+            continue
         names = " and ".join(map(name, same))
-        raise ValueError(f"{where}: {names} seem to hold the same rows: give the path of one, or take the others away")
+        raise ValueError(
+            f"{where}: {names} seem to hold the same rows: give the path of one, or take the others away"
+        )
 
-def _check_doubles(folder:Path, files:list, split:str):
+
+def _check_doubles(folder: Path, files: list, split: str):
     "Raises `ValueError` where two files of a split seem to hold the same rows, or where one of several parts is missing."
-    def names(several): return " and ".join(str(f.relative_to(folder)) for f in several)
+
+    def names(several):
+        return " and ".join(str(f.relative_to(folder)) for f in several)
+
     _check_twins(files, folder, lambda file: str(file.relative_to(folder)))
     parts = {}
     for file in files:
         match = re.fullmatch(re.escape(split) + f"(?:{_PART})?", _stem(file))
         whole = match and not match["number"]
-        inside = [f for f in files if file.parent/split in f.parents]
-        if whole and inside: raise ValueError(f"{folder}: {names([file, inside[0]])} are both called {split}: give the path of one, or a list of files")
-        if match and match["of"]: parts.setdefault((file.parent, match["of"]), set()).add(int(match["number"]))
+        inside = [f for f in files if file.parent / split in f.parents]
+        if whole and inside:
+            raise ValueError(
+                f"{folder}: {names([file, inside[0]])} are both called {split}: give the path of one, or a list of files"
+            )
+        if match and match["of"]:
+            parts.setdefault((file.parent, match["of"]), set()).add(int(match["number"]))
     for (parent, of), numbers in parts.items():
         if missing := sorted(set(range(min(numbers), min(numbers) + int(of))) - numbers):
-            raise ValueError(f"{parent}: {len(numbers)} of {of} parts of {split} are there; the first that is missing is number {missing[0]}")
+            raise ValueError(
+                f"{parent}: {len(numbers)} of {of} parts of {split} are there; the first that is missing is number {missing[0]}"
+            )
         beside = [f for f in files if f.parent == parent and f"-of-{of}" not in _stem(f)]
-        if beside: raise ValueError(f"{parent}: {beside[0].name} lies beside {of} numbered parts of {split}: give the path of one, or a list of files")
+        if beside:
+            raise ValueError(
+                f"{parent}: {beside[0].name} lies beside {of} numbered parts of {split}: give the path of one, or a list of files"
+            )
 
 # %% ../nbs/06_data.ipynb #cell-016
 class _Source(NamedTuple):
     "Rows that lie together: what messages call them, what their numbers count, and a function that returns (number, row) pairs."
+
     name: str
     unit: str
     read: object
 
-    def place(self, number:int) -> str: return f"{self.name} {self.unit} {number}"
+    def place(self, number: int) -> str:
+        return f"{self.name} {self.unit} {number}"
 
-def _file_source(path:Path, name:str=None) -> _Source:
+
+def _file_source(path: Path, name: str = None) -> _Source:
     name = name or path.name
     if not _ending(path.name):
-        raise ValueError(f"{name}: expected a file that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}; pandas and datasets write each of them (to_parquet, say)")
+        raise ValueError(
+            f"{name}: expected a file that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}; pandas and datasets write each of them (to_parquet, say)"
+        )
     return _Source(name, _unit(path), lambda: _rows_of(path, name))
 
-def _folder_sources(folder:Path, split:str) -> tuple:
+
+def _folder_sources(folder: Path, split: str) -> tuple:
     "(sources of a split of a folder, names of other files in it)"
-    if (folder/"dataset_dict.json").is_file():
+    if (folder / "dataset_dict.json").is_file():
         splits = load_from_disk(str(folder))
-        if split not in splits: raise ValueError(f"{folder} has no split {split!r}, but {', '.join(splits)}")
+        if split not in splits:
+            raise ValueError(f"{folder} has no split {split!r}, but {', '.join(splits)}")
         return [_Source(split, "row", lambda: enumerate(splits[split]))], []
     files, others = _find_files(folder, split)
     if not files:
-        there = ", ".join(str(f.relative_to(folder)) for f in others[:6]) or "no file that could be data"
-        raise FileNotFoundError(f"{folder}: no {split}.jsonl, nor any other file of the split {split!r} ({', '.join(_ENDINGS)}; parts as {split}-0001.jsonl or {split}/0001.jsonl). There is: {there}")
-    return [_file_source(f, str(f.relative_to(folder)) if len(files) > 1 else f.name) for f in files], [str(f.relative_to(folder)) for f in others]
+        there = (
+            ", ".join(str(f.relative_to(folder)) for f in others[:6])
+            or "no file that could be data"
+        )
+        raise FileNotFoundError(
+            f"{folder}: no {split}.jsonl, nor any other file of the split {split!r} ({', '.join(_ENDINGS)}; parts as {split}-0001.jsonl or {split}/0001.jsonl). There is: {there}"
+        )
+    return [
+        _file_source(f, str(f.relative_to(folder)) if len(files) > 1 else f.name) for f in files
+    ], [str(f.relative_to(folder)) for f in others]
+
 
 def _not_a_path(given) -> ValueError:
     "Says that rows in memory need no loading, and what makes a data set of them."
     start = "argument 'name_or_path': expected a path, a list of paths or a hub id, got"
     if isinstance(given, (list, tuple)):
         other = next(x for x in given if not isinstance(x, (str, Path)))
-        start, remedy = f"{start} a {type(given).__name__} of {type(other).__name__}", isinstance(other, dict) and _REMEDY[type(given).__name__]
-    else: start, remedy = f"{start} {type(given).__name__}", _REMEDY.get(type(given).__name__)
-    if not remedy and not isinstance(given, (Dataset, IterableDataset)): return ValueError(start)
+        start, remedy = (
+            f"{start} a {type(given).__name__} of {type(other).__name__}",
+            isinstance(other, dict) and _REMEDY[type(given).__name__],
+        )
+    else:
+        start, remedy = f"{start} {type(given).__name__}", _REMEDY.get(type(given).__name__)
+    if not remedy and not isinstance(given, (Dataset, IterableDataset)):
+        return ValueError(start)
     rest = f" ({remedy})" if remedy else ""
-    return ValueError(f"{start}: rows in memory need no loading, SLPOTrainer and tokenize_preferences take them as a datasets.Dataset{rest}")
+    return ValueError(
+        f"{start}: rows in memory need no loading, SLPOTrainer and tokenize_preferences take them as a datasets.Dataset{rest}"
+    )
 
-def _no_file(path:Path) -> FileNotFoundError:
+
+def _no_file(path: Path) -> FileNotFoundError:
     "What a name stands for that is not a file."
-    if path.is_symlink(): return FileNotFoundError(f"{path}: a link to nothing ({path.readlink()} is not there)")
+    if path.is_symlink():
+        return FileNotFoundError(f"{path}: a link to nothing ({path.readlink()} is not there)")
     return FileNotFoundError(f"{path}: no such file (looked for {path.absolute()})")
 
 # %% ../nbs/06_data.ipynb #cell-404
 def _listed_sources(names) -> list:
     "Sources of a list of files, none of which is there twice."
-    if not names: raise ValueError("an empty list of files")
+    if not names:
+        raise ValueError("an empty list of files")
     for name in names:
-        if not isinstance(name, (str, Path)): raise _not_a_path(names)
-        if not str(name).strip(): raise ValueError("argument 'name_or_path': the name is empty: a list of files has a name for each")
+        if not isinstance(name, (str, Path)):
+            raise _not_a_path(names)
+        if not str(name).strip():
+            raise ValueError(
+                "argument 'name_or_path': the name is empty: a list of files has a name for each"
+            )
     paths = [Path(name).expanduser() for name in names]
     for path in paths:
-        if path.is_dir(): raise ValueError(f"{path} is a folder: a list has files; give the files in it, or one folder alone")
-        if not path.is_file(): raise _no_file(path)
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder: a list has files; give the files in it, or one folder alone"
+            )
+        if not path.is_file():
+            raise _no_file(path)
     seen = {}
     for path in paths:
         other = seen.setdefault(path.resolve(), path)
-        if other is not path: raise ValueError(f"{other} and {path} are the same file, and its rows would count twice: name it once")
+        if other is not path:
+            raise ValueError(
+                f"{other} and {path} are the same file, and its rows would count twice: name it once"
+            )
     return [_file_source(p, str(p) if len(paths) > 1 else p.name) for p in paths]
 
-def _matching_sources(pattern:str) -> tuple:
+
+def _matching_sources(pattern: str) -> tuple:
     "(sources of the files that fit a pattern, names of those that are packed copies of others)"
     found = sorted({Path(p) for p in glob.glob(pattern, recursive=True)})
     for path in found:
-        if path.is_symlink() and not path.exists(): raise _no_file(path)
+        if path.is_symlink() and not path.exists():
+            raise _no_file(path)
     found = [p for p in found if p.is_file()]
-    if not found: raise FileNotFoundError(f"{pattern}: no such file, and no file that fits this pattern (looked in {Path().absolute()})")
+    if not found:
+        raise FileNotFoundError(
+            f"{pattern}: no such file, and no file that fits this pattern (looked in {Path().absolute()})"
+        )
     files = _without_copies(found)
     _check_twins(files, pattern, str)
     return _listed_sources(files), [str(p) for p in found if p not in files]
 
+
 def _whole_sources(name_or_path) -> tuple:
     "(sources, names left out) of what has no splits: a file, several, or a data set on disk; None: it has some, or is not here."
-    if isinstance(name_or_path, (list, tuple)): return _listed_sources(name_or_path), []
-    if not str(name_or_path).strip(): raise ValueError("argument 'name_or_path': the name is empty: give a file, a folder ('.' is this one), a hub id, or 'world'")
+    if isinstance(name_or_path, (list, tuple)):
+        return _listed_sources(name_or_path), []
+    if not str(name_or_path).strip():
+        raise ValueError(
+            "argument 'name_or_path': the name is empty: give a file, a folder ('.' is this one), a hub id, or 'world'"
+        )
     path = Path(name_or_path).expanduser()
-    if path.is_file(): return [_file_source(path)], []
-    if path.is_symlink() and not path.exists(): raise _no_file(path)
-    if (path/"state.json").is_file() and (path/"dataset_info.json").is_file():
+    if path.is_file():
+        return [_file_source(path)], []
+    if path.is_symlink() and not path.exists():
+        raise _no_file(path)
+    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return [_Source(path.name, "row", lambda: enumerate(load_from_disk(str(path))))], []
-    if not path.exists() and glob.has_magic(str(path)): return _matching_sources(str(path))
+    if not path.exists() and glob.has_magic(str(path)):
+        return _matching_sources(str(path))
     return None
 
 # %% ../nbs/06_data.ipynb #cell-208
-def _split_names(split:str) -> list:
+def _split_names(split: str) -> list:
     "The names in 'train[:100]+test', each once."
-    if not isinstance(split, str) or not split.strip(): raise ValueError(f"argument 'split': expected a name such as 'train' or 'train[:100]', got {split!r}")
+    if not isinstance(split, str) or not split.strip():
+        raise ValueError(
+            f"argument 'split': expected a name such as 'train' or 'train[:100]', got {split!r}"
+        )
     return list(dict.fromkeys(part.split("[")[0].strip() for part in split.split("+")))
 
-def _on_the_hub(name:str, split:str) -> Dataset:
-    "A data set of the hub. Raises `FileNotFoundError` for what can only be a path, or is neither there nor here."
-    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", name) and not Path(name).suffix.lower() in (".json", ".jsonl", ".gz", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".zip", ".xlsx")
-    here = f"{name}: no such file or folder (looked for {Path(name).expanduser().absolute()})"
-    if not is_id: raise FileNotFoundError(here)
-    try: return load_dataset(name, split=split)
-    except DatasetNotFoundError as e:
-        if "gated" in str(e): raise
-        raise FileNotFoundError(f"{here}, and no data set of that name on huggingface.co that can be read") from e
-    except ConnectionError as e:
-        raise FileNotFoundError(f"{here}, and huggingface.co, where a data set may have that name, cannot be reached") from e
 
-def _row_reader(name_or_path, split:str) -> tuple:
+def _on_the_hub(name: str, split: str) -> Dataset:
+    "A data set of the hub. Raises `FileNotFoundError` for what can only be a path, or is neither there nor here."
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", name) and not Path(
+        name
+    ).suffix.lower() in (
+        ".json",
+        ".jsonl",
+        ".gz",
+        ".csv",
+        ".tsv",
+        ".parquet",
+        ".arrow",
+        ".txt",
+        ".zip",
+        ".xlsx",
+    )
+    here = f"{name}: no such file or folder (looked for {Path(name).expanduser().absolute()})"
+    if not is_id:
+        raise FileNotFoundError(here)
+    try:
+        return load_dataset(name, split=split)
+    except DatasetNotFoundError as e:
+        if "gated" in str(e):
+            raise
+        raise FileNotFoundError(
+            f"{here}, and no data set of that name on huggingface.co that can be read"
+        ) from e
+    except ConnectionError as e:
+        raise FileNotFoundError(
+            f"{here}, and huggingface.co, where a data set may have that name, cannot be reached"
+        ) from e
+
+
+def _row_reader(name_or_path, split: str) -> tuple:
     "(a function that returns an iterator over (source, number, row) each time from the first, sources, names of files that were left out)"
     names, left_out = _split_names(split), []
     whole = None if str(name_or_path) == "world" else _whole_sources(name_or_path)
     if whole:
         if names != ["train"]:
-            raise ValueError(f"{name_or_path} has no splits, so there is no {' or '.join(repr(n) for n in names if n != 'train')}: it is 'train', or a part of it: 'train[:100]', 'train[10%:]'")
+            raise ValueError(
+                f"{name_or_path} has no splits, so there is no {' or '.join(repr(n) for n in names if n != 'train')}: it is 'train', or a part of it: 'train[:100]', 'train[10%:]'"
+            )
         sources, left_out = {"train": whole[0]}, whole[1]
     elif str(name_or_path) == "world":
         worlds = {name: preference_world(split=name) for name in names}
-        sources = {name: [_Source("the built-in world", "row", lambda rows=rows: enumerate(rows))] for name, rows in worlds.items()}
+        sources = {
+            name: [_Source("the built-in world", "row", lambda rows=rows: enumerate(rows))]
+            for name, rows in worlds.items()
+        }
     elif Path(name_or_path).expanduser().is_dir():
         found = {name: _folder_sources(Path(name_or_path).expanduser(), name) for name in names}
         sources = {name: files for name, (files, _) in found.items()}
@@ -537,98 +880,218 @@ def _row_reader(name_or_path, split:str) -> tuple:
         dataset = _on_the_hub(str(name_or_path), split)
         source = _Source(str(name_or_path), "row", lambda: enumerate(dataset))
         return lambda: ((source, i, row) for i, row in enumerate(dataset)), [source], []
-    def all_of(name): return ((source, number, row) for source in sources[name] for number, row in source.read())
+
+    def all_of(name):
+        return ((source, number, row) for source in sources[name] for number, row in source.read())
+
     several = [source for part in sources.values() for source in part]
-    if split == names[0]: return lambda: all_of(split), several, left_out
+    if split == names[0]:
+        return lambda: all_of(split), several, left_out
     parts = _parts(name_or_path, split, {name: sum(1 for _ in all_of(name)) for name in names})
-    return lambda: (row for part in parts for row in islice(all_of(part.splitname), part.from_, part.to)), several, left_out
+    return (
+        lambda: (
+            row for part in parts for row in islice(all_of(part.splitname), part.from_, part.to)
+        ),
+        several,
+        left_out,
+    )
 
 # %% ../nbs/06_data.ipynb #cell-405
-def _parts(name_or_path, split:str, sizes:dict) -> list:
+def _parts(name_or_path, split: str, sizes: dict) -> list:
     "What a split such as 'train[10%:20%]' means for splits of these sizes, with `splitname`, `from_` and `to`."
-    try: return ReadInstruction.from_spec(split).to_absolute(sizes)
-    except (ValueError, AssertionError) as e: raise ValueError(f"{name_or_path}: split {split!r} of {', '.join(f'{n} rows' for n in sizes.values())}: {e}") from e
+    try:
+        return ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (ValueError, AssertionError) as e:
+        raise ValueError(
+            f"{name_or_path}: split {split!r} of {', '.join(f'{n} rows' for n in sizes.values())}: {e}"
+        ) from e
 
 # %% ../nbs/06_data.ipynb #cell-018
-def _split_row(row:dict, sft:bool=False) -> tuple:
+def _split_row(row: dict, sft: bool = False) -> tuple:
     """(row with prompt, chosen and rejected; findings) for a row of two HH transcripts or conversations without a prompt (one with `sft`);
     other rows pass through. What a chat template takes beside messages is kept, and everything else left out."""
     columns = ("chosen",) if sft else ("chosen", "rejected")
-    row = {k: _tidy(v) if k in ("prompt", *columns, "completions") else v for k, v in row.items() if k in ("prompt", *columns, "completions", "ranks", *_MORE, *_MEDIA)}
-    if _is_doubled(row): row = {k: v for k, v in row.items() if k != "prompt"}
-    if "prompt" in row or "completions" in row: return row, []
-    if found := [(c, "missing") for c in columns if _gone(row.get(c))]: return row, found
-    if found := [(c, why) for c in columns if (why := _written_messages(row[c]))]: return row, found
-    if isinstance(row["chosen"], list): return _split_messages(row, columns)
-    if found := [(c, why) for c in columns if (why := _wrong_text(row[c]))]: return row, found
+    row = {
+        k: _tidy(v) if k in ("prompt", *columns, "completions") else v
+        for k, v in row.items()
+        if k in ("prompt", *columns, "completions", "ranks", *_MORE, *_MEDIA)
+    }
+    if _is_doubled(row):
+        row = {k: v for k, v in row.items() if k != "prompt"}
+    if "prompt" in row or "completions" in row:
+        return row, []
+    if found := [(c, "missing") for c in columns if _gone(row.get(c))]:
+        return row, found
+    if found := [(c, why) for c in columns if (why := _written_messages(row[c]))]:
+        return row, found
+    if isinstance(row["chosen"], list):
+        return _split_messages(row, columns)
+    if found := [(c, why) for c in columns if (why := _wrong_text(row[c]))]:
+        return row, found
     if not any(TURN in row[c] for c in columns):
         return row, [("chosen", _NO_PROMPT)]
     parts, found = {}, []
     for column in columns:
-        try: parts[column] = split_hh(row[column])
-        except ValueError as e: found.append((column, str(e)))
-    if found: return row, found
-    if parts["chosen"][0] != parts[columns[-1]][0]: return row, [("rejected", "its prompt differs from that of 'chosen'")]
+        try:
+            parts[column] = split_hh(row[column])
+        except ValueError as e:
+            found.append((column, str(e)))
+    if found:
+        return row, found
+    if parts["chosen"][0] != parts[columns[-1]][0]:
+        return row, [("rejected", "its prompt differs from that of 'chosen'")]
     return row | {"prompt": parts["chosen"][0], **{c: text for c, (_, text) in parts.items()}}, []
+
 
 _NO_PROMPT = r"no column 'prompt', and no '\n\nAssistant:' turn to split at: give prompts, HH transcripts, or lists of messages"
 
-def _is_doubled(row:dict) -> bool:
+
+def _is_doubled(row: dict) -> bool:
     "Is the prompt a text that the conversations beside it begin with, as in UltraFeedback? Then it is not needed."
     talks = [talk for c in ("chosen", "rejected") if c in row for talk in _listed(row[c], True)]
-    if not isinstance(row.get("prompt"), str) or not talks or any(_wrong_messages(talk) for talk in talks): return False
+    if (
+        not isinstance(row.get("prompt"), str)
+        or not talks
+        or any(_wrong_messages(talk) for talk in talks)
+    ):
+        return False
     asked = [[m.get("content", "").strip() for m in talk if m["role"] == "user"] for talk in talks]
-    return all(row["prompt"].strip() in said for said in asked) and len({said[0] for said in asked}) == 1
+    return (
+        all(row["prompt"].strip() in said for said in asked)
+        and len({said[0] for said in asked}) == 1
+    )
 
-def _split_messages(row:dict, columns:tuple) -> tuple:
+
+def _split_messages(row: dict, columns: tuple) -> tuple:
     "The same for conversations: the prompt is the messages that all have in common, but the last of none."
     several = {c: [row[c]] if c == "chosen" else _listed(row[c], True) for c in columns}
-    if found := [(c, why) for c, talks in several.items() for talk in talks if (why := _wrong_messages(talk))]: return row, found
+    if found := [
+        (c, why) for c, talks in several.items() for talk in talks if (why := _wrong_messages(talk))
+    ]:
+        return row, found
     keys = [_key(talk) for talks in several.values() for talk in talks]
-    n = next((n for n in range(min(map(len, keys)) - 1, 0, -1) if len({key[:n] for key in keys}) == 1), 0)
-    if not n: return row, [(columns[-1], f"no column 'prompt', and no {'first messages in common' if len(keys) > 1 else 'message before the last'} to be one")]
+    n = next(
+        (n for n in range(min(map(len, keys)) - 1, 0, -1) if len({key[:n] for key in keys}) == 1), 0
+    )
+    if not n:
+        return row, [
+            (
+                columns[-1],
+                f"no column 'prompt', and no {'first messages in common' if len(keys) > 1 else 'message before the last'} to be one",
+            )
+        ]
     cut = {c: [talk[n:] for talk in talks] for c, talks in several.items()}
-    return row | {"prompt": row["chosen"][:n], **{c: talks if c == "rejected" and talks and row[c] is several[c] else talks[0] for c, talks in cut.items()}}, []
+    return row | {
+        "prompt": row["chosen"][:n],
+        **{
+            c: talks if c == "rejected" and talks and row[c] is several[c] else talks[0]
+            for c, talks in cut.items()
+        },
+    }, []
 
 # %% ../nbs/06_data.ipynb #cell-210
-_OTHER_NAMES = {"prompt": ("question", "instruction", "query", "input", "history", "context", "post"),
-                "chosen": ("accepted", "preferred", "better", "winner", "good", "chosen_response", "response_chosen", "response_accepted"),
-                "rejected": ("dispreferred", "worse", "loser", "bad", "rejected_response", "response_rejected"),
-                "ranks": ("rank", "ranking", "rankings"), "completions": ("responses", "answers", "outputs")}
+_OTHER_NAMES = {
+    "prompt": ("question", "instruction", "query", "input", "history", "context", "post"),
+    "chosen": (
+        "accepted",
+        "preferred",
+        "better",
+        "winner",
+        "good",
+        "chosen_response",
+        "response_chosen",
+        "response_accepted",
+    ),
+    "rejected": ("dispreferred", "worse", "loser", "bad", "rejected_response", "response_rejected"),
+    "ranks": ("rank", "ranking", "rankings"),
+    "completions": ("responses", "answers", "outputs"),
+}
 
-def _no_columns(missing:list, columns:list, total:int=None, sft:bool=False) -> str:
+
+def _no_columns(missing: list, columns: list, total: int = None, sft: bool = False) -> str:
     "Says which columns no row has, which there are, and what to do about it."
-    names = {k: (*v, "answer", "completion", "response", "output") if sft and k == "chosen" else v for k, v in _OTHER_NAMES.items()}
-    maps = {other: c for c in missing for other in [next((x for x in columns if x.strip().lower() in (c, *names.get(c, ()))), None)] if other}
-    advice = [f"rename {', '.join(f'{a!r} to {b!r}' for a, b in maps.items())}"]*bool(maps)
-    pairs = [(a, b) for a in columns for b in columns if re.fullmatch(r".+[_-]?[0aA1]", a) and b in (a[:-1] + chr(ord(a[-1]) + 1),)]
-    if "completion" in columns and "label" in columns: advice.append("a completion with a label (as for KTO) is no pair: two completions of one prompt are needed")
-    elif pairs: advice.append(f"write the better one of {pairs[0][0]!r} and {pairs[0][1]!r} as 'chosen' and the other as 'rejected'")
-    elif not sft and {"rejected", "chosen"} <= set(missing) and not maps.keys() & {*_OTHER_NAMES["chosen"]}:
-        advice.append("a preference has two completions of one prompt, 'chosen' and 'rejected', or 'completions' with 'ranks'")
+    names = {
+        k: (*v, "answer", "completion", "response", "output") if sft and k == "chosen" else v
+        for k, v in _OTHER_NAMES.items()
+    }
+    maps = {
+        other: c
+        for c in missing
+        for other in [
+            next((x for x in columns if x.strip().lower() in (c, *names.get(c, ()))), None)
+        ]
+        if other
+    }
+    advice = [f"rename {', '.join(f'{a!r} to {b!r}' for a, b in maps.items())}"] * bool(maps)
+    pairs = [
+        (a, b)
+        for a in columns
+        for b in columns
+        if re.fullmatch(r".+[_-]?[0aA1]", a) and b in (a[:-1] + chr(ord(a[-1]) + 1),)
+    ]
+    if "completion" in columns and "label" in columns:
+        advice.append(
+            "a completion with a label (as for KTO) is no pair: two completions of one prompt are needed"
+        )
+    elif pairs:
+        advice.append(
+            f"write the better one of {pairs[0][0]!r} and {pairs[0][1]!r} as 'chosen' and the other as 'rejected'"
+        )
+    elif (
+        not sft
+        and {"rejected", "chosen"} <= set(missing)
+        and not maps.keys() & {*_OTHER_NAMES["chosen"]}
+    ):
+        advice.append(
+            "a preference has two completions of one prompt, 'chosen' and 'rejected', or 'completions' with 'ranks'"
+        )
     each = "; ".join(f"column {c!r}: missing" for c in missing)
-    return f"{each} {f'in each of {total} rows ' if total else ''}(the columns are {', '.join(columns)})." + "".join(f" {a[0].upper()}{a[1:]}." for a in advice)
+    return (
+        f"{each} {f'in each of {total} rows ' if total else ''}(the columns are {', '.join(columns)})."
+        + "".join(f" {a[0].upper()}{a[1:]}." for a in advice)
+    )
 
-def _say_unused(columns, chat:bool):
+
+def _say_unused(columns, chat: bool):
     "One line that names the columns of text or messages that have no influence on training."
-    read = {"prompt", "chosen", "rejected", "completions", "ranks", ROW, WHERE, *_MEDIA, *(_MORE if chat else ())}
+    read = {
+        "prompt",
+        "chosen",
+        "rejected",
+        "completions",
+        "ranks",
+        ROW,
+        WHERE,
+        *_MEDIA,
+        *(_MORE if chat else ()),
+    }
     names = [c for c in columns if c not in read]
-    if not names: return
+    if not names:
+        return
     system = [c for c in names if "system" in c.lower()]
-    logger.warning("columns that are not used: %s%s", ", ".join(names), f" (what {system[0]!r} says belongs in the prompt)" if system else "")
+    logger.warning(
+        "columns that are not used: %s%s",
+        ", ".join(names),
+        f" (what {system[0]!r} says belongs in the prompt)" if system else "",
+    )
 
 # %% ../nbs/06_data.ipynb #cell-019
-def _features(layout:tuple, chat:bool, lists:bool, keys:bool, more:list) -> Features:
+def _features(layout: tuple, chat: bool, lists: bool, keys: bool, more: list) -> Features:
     "Types of the columns; messages with other keys than role and content (`keys`), and what a template takes beside them, are JSON."
     message = Json() if keys else {"role": Value("string"), "content": Value("string")}
     text = [message] if chat else Value("string")
-    types = {"ranks": [Value("int64")], "completions": [text], "rejected": [text] if lists else text}
+    types = {
+        "ranks": [Value("int64")],
+        "completions": [text],
+        "rejected": [text] if lists else text,
+    }
     return Features({c: types.get(c, text) for c in layout} | {c: Json() for c in more})
 
 # %% ../nbs/06_data.ipynb #cell-421
 class _Doubles:
     "Finds files that hold the same rows; `digests` is a dict."
-    def _digest(self, name:str, row:dict):
+
+    def _digest(self, name: str, row: dict):
         digest = self.digests.setdefault(name, hashlib.sha256())
         digest.update(json.dumps(_without_none(row), sort_keys=True, default=str).encode())
 
@@ -638,81 +1101,137 @@ class _Doubles:
         for name, digest in self.digests.items():
             other = names.setdefault(digest.digest(), name)
             if other != name:
-                raise ValueError(f"{other} and {name} hold the same rows, which would count twice: give one of them "
-                                 "(datasets.concatenate_datasets doubles rows that are to be doubled)")
+                raise ValueError(
+                    f"{other} and {name} hold the same rows, which would count twice: give one of them "
+                    "(datasets.concatenate_datasets doubles rows that are to be doubled)"
+                )
 
 # %% ../nbs/06_data.ipynb #cell-406
 class _Seen(_Doubles):
     "What a first pass over the rows finds out about all of them."
-    def __init__(self, sft:bool, several:bool):
+
+    def __init__(self, sft: bool, several: bool):
         self.sft, self.several, self.digests = sft, several, {}
         self.total, self.findings, self.columns, self.counts = 0, [], {}, Counter()
-        self.layout, self.first, self.chat, self.lists, self.keys, self.more = None, 0, False, False, False, {}
+        self.layout, self.first, self.chat, self.lists, self.keys, self.more = (
+            None,
+            0,
+            False,
+            False,
+            False,
+            {},
+        )
 
-    def add(self, source, number:int, row:dict):
+    def add(self, source, number: int, row: dict):
         sft = self.sft
         i, self.total = self.total, self.total + 1
         self.counts[source.name] += 1
         self.columns |= dict.fromkeys(row)
         row, found = _split_row(row, sft)
-        if self.several: self._digest(source.name, row)
+        if self.several:
+            self._digest(source.name, row)
         found = found or _check_row(row, sft)
         if not found:
             layout, chat = _columns(row, sft), isinstance(row["prompt"], list)
-            if self.layout is None: self.layout, self.chat, self.first = layout, chat, i
+            if self.layout is None:
+                self.layout, self.chat, self.first = layout, chat, i
             if (layout, chat) != (self.layout, self.chat):
-                found = [(layout[1], f"another layout than row {self.first}, which has {', '.join(self.layout)} as {'messages' if self.chat else 'text'}")]
+                found = [
+                    (
+                        layout[1],
+                        f"another layout than row {self.first}, which has {', '.join(self.layout)} as {'messages' if self.chat else 'text'}",
+                    )
+                ]
         if not found:
             self.lists |= "rejected" in row and _listed(row["rejected"], chat) is row["rejected"]
             self.keys |= chat and _other_keys([row[c] for c in layout if c != "ranks"])
-            if chat: self.more |= dict.fromkeys(_more(row))
+            if chat:
+                self.more |= dict.fromkeys(_more(row))
         where = source.place(number) if self.several else ""
         self.findings += [Finding(i, *f, where) for f in found]
 
     def check_columns(self, name):
         "Raises `BadRows` where a column is missing in every row."
         sft = self.sft
-        wanted = ("completions", "ranks", "prompt") if "completions" in self.columns else ("chosen",) if sft else ("chosen", "rejected")
+        wanted = (
+            ("completions", "ranks", "prompt")
+            if "completions" in self.columns
+            else ("chosen",)
+            if sft
+            else ("chosen", "rejected")
+        )
         missing = [c for c in wanted if c not in self.columns]
-        if "chosen" in missing and "prompt" not in self.columns: missing = list(dict.fromkeys(["prompt", *missing]))
-        if not missing and "prompt" not in self.columns and all(f.reason == _NO_PROMPT for f in self.findings) and len(self.findings) == self.total: missing = ["prompt"]
-        if missing: raise BadRows(self.findings, self.total, f"{name}: {_no_columns(missing, list(self.columns), self.total, sft)}")
+        if "chosen" in missing and "prompt" not in self.columns:
+            missing = list(dict.fromkeys(["prompt", *missing]))
+        if (
+            not missing
+            and "prompt" not in self.columns
+            and all(f.reason == _NO_PROMPT for f in self.findings)
+            and len(self.findings) == self.total
+        ):
+            missing = ["prompt"]
+        if missing:
+            raise BadRows(
+                self.findings,
+                self.total,
+                f"{name}: {_no_columns(missing, list(self.columns), self.total, sft)}",
+            )
 
 # %% ../nbs/06_data.ipynb #cell-407
 def _other_keys(x) -> bool:
     "Is there a message with another key than role and content?"
-    if isinstance(x, list): return any(map(_other_keys, x))
+    if isinstance(x, list):
+        return any(map(_other_keys, x))
     return isinstance(x, dict) and set(x) != {"role", "content"}
 
 # %% ../nbs/06_data.ipynb #cell-211
 @contextmanager
 def _room(folder):
     "Says where the disk is full: rows are kept in a file there, and the library says only that it failed."
-    try: yield
+    try:
+        yield
     except (OSError, DatasetGenerationError) as e:
         causes = [e, e.__cause__, e.__context__]
-        full = any(isinstance(c, OSError) and c.errno in (errno.ENOSPC, errno.EDQUOT) for c in causes) or any("No space left" in str(c) for c in causes)
-        if not full: raise
+        full = any(
+            isinstance(c, OSError) and c.errno in (errno.ENOSPC, errno.EDQUOT) for c in causes
+        ) or any("No space left" in str(c) for c in causes)
+        if not full:
+            raise
         total, _, free = shutil.disk_usage(folder)
-        raise OSError(errno.ENOSPC, f"No space left on device: the rows are kept in a temporary file in {folder}, and {free/1e6:.1f} of {total/1e6:.1f} MB are free there. "
-                                    f"Set the environment variable TMPDIR to a folder with more room") from e
+        raise OSError(
+            errno.ENOSPC,
+            f"No space left on device: the rows are kept in a temporary file in {folder}, and {free / 1e6:.1f} of {total / 1e6:.1f} MB are free there. "
+            f"Set the environment variable TMPDIR to a folder with more room",
+        ) from e
 
-def _written(read, bad:set, seen:_Seen, several:bool) -> Dataset:
+
+def _written(read, bad: set, seen: _Seen, several: bool) -> Dataset:
     "The good rows, in a temporary file; with their numbers where some are left out, and with file and line where there are several files."
     more = [c for c in _MORE if c in seen.more]
     numbered = bool(bad) or several
+
     def good():
         for i, (source, number, row) in enumerate(read()):
-            if i in bad: continue
+            if i in bad:
+                continue
             row = _split_row(row, seen.sft)[0]
-            if seen.lists: row["rejected"] = _listed(row["rejected"], seen.chat)       # one type for the whole column
-            kept = {c: _as_json(row[c]) if seen.keys and c != "ranks" else row[c] for c in seen.layout}
+            if seen.lists:
+                row["rejected"] = _listed(
+                    row["rejected"], seen.chat
+                )  # one type for the whole column
+            kept = {
+                c: _as_json(row[c]) if seen.keys and c != "ranks" else row[c] for c in seen.layout
+            }
             given = _more(row) if more else {}
             kept |= {c: json.dumps(given[c], default=str) if c in given else None for c in more}
-            place = ({ROW: i} if numbered else {}) | ({WHERE: source.place(number)} if several else {})
+            place = ({ROW: i} if numbered else {}) | (
+                {WHERE: source.place(number)} if several else {}
+            )
             yield kept | place
+
     types = {ROW: Value("int64")} if numbered else {}
-    if several: types |= {WHERE: Value("string")}
+    if several:
+        types |= {WHERE: Value("string")}
     features = _features(seen.layout, seen.chat, seen.lists, seen.keys, more) | types
     with _room(tempfile.gettempdir()):
         folder = tempfile.mkdtemp(prefix="slpo-")
@@ -720,650 +1239,1311 @@ def _written(read, bad:set, seen:_Seen, several:bool) -> Dataset:
         return Dataset.from_generator(good, features=Features(features), cache_dir=folder)
 
 # %% ../nbs/06_data.ipynb #cell-408
-def load_preferences(name_or_path, # "world", a file, several of them (a list, or a pattern), a folder, or a hub id; see above
-                     split:str="train", # of a folder or a hub data set, or a part: "train[:100]"; what has no splits is "train"
-                     on_bad_rows:str="raise", # "raise" | "drop"
-                     sft:bool=False, # for supervised fine-tuning: no rejected completion is needed, or kept
-                    ) -> Dataset: # columns prompt, chosen, rejected (or prompt, completions, ranks), and tools, chat_template_kwargs where given
+def load_preferences(
+    name_or_path,  # "world", a file, several of them (a list, or a pattern), a folder, or a hub id; see above
+    split: str = "train",  # of a folder or a hub data set, or a part: "train[:100]"; what has no splits is "train"
+    on_bad_rows: str = "raise",  # "raise" | "drop"
+    sft: bool = False,  # for supervised fine-tuning: no rejected completion is needed, or kept
+) -> Dataset:  # columns prompt, chosen, rejected (or prompt, completions, ranks), and tools, chat_template_kwargs where given
     """Load preferences, as text or messages, and check every row. Raises `BadRows` (a `ValueError`) with row numbers and reasons, or the columns that no row has, `ValueError` for a
     broken line of JSON or a split that is not there, `FileNotFoundError` for a missing file, `OSError` where the disk is
     full. Rows are kept in a temporary file, not in memory. What was read is logged, and kept as `info.description`."""
-    if on_bad_rows not in ("raise", "drop"): raise ValueError(f"argument 'on_bad_rows': {on_bad_rows!r} is not 'raise' or 'drop'")
-    if not isinstance(name_or_path, (str, Path, list, tuple)): raise _not_a_path(name_or_path)
+    if on_bad_rows not in ("raise", "drop"):
+        raise ValueError(f"argument 'on_bad_rows': {on_bad_rows!r} is not 'raise' or 'drop'")
+    if not isinstance(name_or_path, (str, Path, list, tuple)):
+        raise _not_a_path(name_or_path)
     read, sources, left_out = _row_reader(name_or_path, split)
     seen = _Seen(sft, len(sources) > 1)
     with _room(tempfile.gettempdir()):
-        for source, number, row in read(): seen.add(source, number, row)               # once to check, and once to write
-    if "[" not in split: seen.check_doubles()
-    seen.digests.clear()                                                               # datasets pickles what writes the rows
-    if not seen.total: raise ValueError(f"{name_or_path}: no rows in split '{split}'")
-    if seen.findings: seen.check_columns(name_or_path)
+        for source, number, row in read():
+            seen.add(source, number, row)  # once to check, and once to write
+    if "[" not in split:
+        seen.check_doubles()
+    seen.digests.clear()  # datasets pickles what writes the rows
+    if not seen.total:
+        raise ValueError(f"{name_or_path}: no rows in split '{split}'")
+    if seen.findings:
+        seen.check_columns(name_or_path)
     bad = _settle(seen.findings, seen.total, on_bad_rows)
     out = _written(read, bad, seen, len(sources) > 1)
     out.info.description = _say_read(seen.counts, left_out, split)
     _say_unused(seen.columns, seen.chat)
     return out
 
+
 def _as_json(x):
     "Messages as JSON texts, each one alone."
-    return [_as_json(y) for y in x] if isinstance(x, list) else json.dumps(x, default=str) if isinstance(x, dict) else x
+    return (
+        [_as_json(y) for y in x]
+        if isinstance(x, list)
+        else json.dumps(x, default=str)
+        if isinstance(x, dict)
+        else x
+    )
 
-def _say_read(counts:Counter, left_out:list, split:str, most:int=6) -> str:
+
+def _say_read(counts: Counter, left_out: list, split: str, most: int = 6) -> str:
     "Logs which files were read, and which were not, in one line: a warning where a file that was not read is called much like the split."
-    said = ", ".join(f"{name} ({n} rows)" for name, n in list(counts.items())[:most]) + f" and {len(counts) - most} more"*(len(counts) > most)
-    text = f"read: {said}" + (f"; not read: {', '.join(left_out[:most])}{', …'*(len(left_out) > most)}" if left_out else "")
+    said = ", ".join(
+        f"{name} ({n} rows)" for name, n in list(counts.items())[:most]
+    ) + f" and {len(counts) - most} more" * (len(counts) > most)
+    text = f"read: {said}" + (
+        f"; not read: {', '.join(left_out[:most])}{', …' * (len(left_out) > most)}"
+        if left_out
+        else ""
+    )
     alike = any(Path(name).name.startswith(split.split("[")[0]) for name in left_out)
     (logger.warning if alike else logger.info)(text)
     return text
 
 # %% ../nbs/06_data.ipynb #cell-025
-def train_tokenizer(texts, # an iterable of str
-                    vocab_size:int=512, # at least 257: every byte, and EOS
-                   ): # a `PreTrainedTokenizerFast`
+def train_tokenizer(
+    texts,  # an iterable of str
+    vocab_size: int = 512,  # at least 257: every byte, and EOS
+):  # a `PreTrainedTokenizerFast`
     "A byte-level BPE tokenizer with `<|endoftext|>` as EOS and padding, as Pythia's has."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|endoftext|>"], show_progress=False,
-                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    bpe.pre_tokenizer, bpe.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["<|endoftext|>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
 
 # %% ../nbs/06_data.ipynb #cell-027
 class _Ends(NamedTuple):
     "What may end an answer: {text: id} of special tokens, the one with which the chat template ends a turn, or '', a pattern for several at a text's end, and what else the template writes."
+
     ids: dict
     turn: str
     several: re.Pattern
-    written: str = "" # what the chat template is, and writes
+    written: str = ""  # what the chat template is, and writes
+
 
 def _ends(tokenizer) -> _Ends:
     "The special tokens that may end what a model says."
-    known = {str(token): i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    known = {
+        str(token): i
+        for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
+        if token.special
+    }
     known |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
     begins = {tokenizer.bos_token_id, tokenizer.unk_token_id} - {tokenizer.eos_token_id}
-    ids = {text: i for text, i in sorted(known.items(), key=lambda text_id: -len(text_id[0])) if text and i not in begins}
+    ids = {
+        text: i
+        for text, i in sorted(known.items(), key=lambda text_id: -len(text_id[0]))
+        if text and i not in begins
+    }
     several = re.compile(rf"(?:(?:{'|'.join(map(re.escape, ids))})\s*)+\Z")
     turn, answer, whole = "", "An answer", ""
     if getattr(tokenizer, "chat_template", None):
         talk = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}]
-        try: whole = tokenizer.apply_chat_template(talk, tokenize=False)
-        except Exception: pass                                                         # templates raise what they like
+        try:
+            whole = tokenizer.apply_chat_template(talk, tokenize=False)
+        except Exception:
+            pass  # templates raise what they like
         after = whole.rpartition(answer)[2].lstrip()
         turn = next((token for token in ids if after.startswith(token)), "")
     return _Ends(ids, turn, several, f"{getattr(tokenizer, 'chat_template', None) or ''}\n{whole}")
 
-# what chat templates write between messages: Llama, Qwen, Phi, Cohere and Zephyr; DeepSeek; Gemma; Mistral; Llama 2
-_MARK = re.compile(r"<\|[\w-]+\|>|<｜[^<>｜]+｜>|</?(?:start|end)_of_turn>|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS)\]|<</?SYS>>|(?:</s>|<eos>)\s*\Z")
 
-def _foreign_mark(texts:list, tokenizer, written:str) -> str:
+# what chat templates write between messages: Llama, Qwen, Phi, Cohere and Zephyr; DeepSeek; Gemma; Mistral; Llama 2
+_MARK = re.compile(
+    r"<\|[\w-]+\|>|<｜[^<>｜]+｜>|</?(?:start|end)_of_turn>|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS)\]|<</?SYS>>|(?:</s>|<eos>)\s*\Z"
+)
+
+
+def _foreign_mark(texts: list, tokenizer, written: str) -> str:
     "The first mark of a chat template in texts that is neither a token here, nor written by the template that is here; or ''."
     for text in texts:
-        if "<" not in text and "[" not in text: continue
+        if "<" not in text and "[" not in text:
+            continue
         for mark in dict.fromkeys(m.group().rstrip() for m in _MARK.finditer(text)):
-            if mark not in written and tokenizer.convert_tokens_to_ids(mark) in (None, tokenizer.unk_token_id): return mark
+            if mark not in written and tokenizer.convert_tokens_to_ids(mark) in (
+                None,
+                tokenizer.unk_token_id,
+            ):
+                return mark
     return ""
 
-def _until_end(text:str, ends:_Ends) -> tuple:
+
+def _until_end(text: str, ends: _Ends) -> tuple:
     """(text up to the token that ends the turn, that token): (text, '') where it does not end in a special token. Of several, it is the one with
     which the template ends every turn (Phi-3 writes EOS after the last), or else the last."""
     run = ends.several.search(text) if ends.ids else None
-    if not run: return text, ""
+    if not run:
+        return text, ""
     at = run.group().find(ends.turn) if ends.turn else -1
-    if at >= 0: return text[:run.start() + at + len(ends.turn)], ends.turn
+    if at >= 0:
+        return text[: run.start() + at + len(ends.turn)], ends.turn
     bare = text.rstrip()
     return bare, next(token for token in ends.ids if bare.endswith(token))
 
 # %% ../nbs/06_data.ipynb #cell-409
-def _until_eos(text:str, eos:str) -> tuple:
+def _until_eos(text: str, eos: str) -> tuple:
     "(text up to an EOS that it ends in, that EOS), or (text, '')."
     bare = text.rstrip()
     return (bare, eos) if bare.endswith(eos) else (text, "")
 
-def _write(messages:list, # with every key they have
-           tokenizer, # with a chat template
-           tools=None, # a list of them, or that as JSON
-           chat_template_kwargs=None, # a dict, or that as JSON
-           **how) -> str: # options of `apply_chat_template`
+
+def _write(
+    messages: list,  # with every key they have
+    tokenizer,  # with a chat template
+    tools=None,  # a list of them, or that as JSON
+    chat_template_kwargs=None,  # a dict, or that as JSON
+    **how,
+) -> str:  # options of `apply_chat_template`
     "Messages as the tokenizer's chat template writes them. Raises `ValueError` where there is no template, and what the template raises."
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("the rows are messages, and the tokenizer has no chat template: set tokenizer.chat_template, or write prompts and completions as text")
-    return tokenizer.apply_chat_template(_tidy(messages), tools=_from_json(tools) or None, tokenize=False, **how, **(_from_json(chat_template_kwargs) or {}))
+        raise ValueError(
+            "the rows are messages, and the tokenizer has no chat template: set tokenizer.chat_template, or write prompts and completions as text"
+        )
+    return tokenizer.apply_chat_template(
+        _tidy(messages),
+        tools=_from_json(tools) or None,
+        tokenize=False,
+        **how,
+        **(_from_json(chat_template_kwargs) or {}),
+    )
 
-def _first_difference(a:str, b:str, around:int=40) -> str:
+
+def _first_difference(a: str, b: str, around: int = 40) -> str:
     "Where two texts part, and how each goes on."
     at = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    start = max(at - around//2, 0)
-    return f"{a[start:start + around]!r} alone, {b[start:start + around]!r} with it"
+    start = max(at - around // 2, 0)
+    return f"{a[start : start + around]!r} alone, {b[start : start + around]!r} with it"
 
-def _render(prompt:list, completions:list, columns:list, tokenizer, ends:_Ends, **more) -> tuple:
+
+def _render(
+    prompt: list, completions: list, columns: list, tokenizer, ends: _Ends, **more
+) -> tuple:
     "(prompt, completions, findings, notes): lists of messages as text; a completion stands up to its last special token, if it ends in one."
     texts, found, closing = [], [], {tokenizer.eos_token}
-    try: before, wholes = _write(prompt, tokenizer, add_generation_prompt=True, **more), [_write(prompt + c, tokenizer, **more) for c in completions]
+    try:
+        before, wholes = (
+            _write(prompt, tokenizer, add_generation_prompt=True, **more),
+            [_write(prompt + c, tokenizer, **more) for c in completions],
+        )
     except Exception as e:
-        if not getattr(tokenizer, "chat_template", None): raise
-        return "", [], [("prompt", f"the chat template refuses it: {e}")], []          # templates raise what they like
+        if not getattr(tokenizer, "chat_template", None):
+            raise
+        return (
+            "",
+            [],
+            [("prompt", f"the chat template refuses it: {e}")],
+            [],
+        )  # templates raise what they like
     for column, whole in zip(columns[1:], wholes):
         if not whole.startswith(before):
-            found.append((column, f"the chat template writes the prompt another way when a completion follows: {_first_difference(before, whole)}")); continue
-        text, end = _until_end(whole[len(before):], ends)
+            found.append(
+                (
+                    column,
+                    f"the chat template writes the prompt another way when a completion follows: {_first_difference(before, whole)}",
+                )
+            )
+            continue
+        text, end = _until_end(whole[len(before) :], ends)
         texts.append(text)
         closing.add(end or tokenizer.eos_token)
-        if not text.removesuffix(end).strip(): found.append((column, "empty completion, once written by the chat template"))
+        if not text.removesuffix(end).strip():
+            found.append((column, "empty completion, once written by the chat template"))
     for column, messages in zip(columns, [prompt, *completions]):
-        found += [(column, f"{_named(end, tokenizer)} inside the text") for end in sorted(closing) if any(end in (m.get("content") or "") for m in messages)]
+        found += [
+            (column, f"{_named(end, tokenizer)} inside the text")
+            for end in sorted(closing)
+            if any(end in (m.get("content") or "") for m in messages)
+        ]
     unwritten, notes = _unwritten(prompt, completions, [before, *wholes], tokenizer, **more)
     found += [(columns[i], "the chat template does not write 'tool_calls'") for i in unwritten]
     return before, texts, found, notes
 
-def _named(end:str, tokenizer) -> str: return f"the {'EOS' if end == tokenizer.eos_token else 'end-of-turn'} token {end!r}"
+
+def _named(end: str, tokenizer) -> str:
+    return f"the {'EOS' if end == tokenizer.eos_token else 'end-of-turn'} token {end!r}"
 
 # %% ../nbs/06_data.ipynb #cell-212
-def _unwritten(prompt:list, completions:list, wholes:list, tokenizer, **more) -> tuple:
+def _unwritten(prompt: list, completions: list, wholes: list, tokenizer, **more) -> tuple:
     "(which of prompt and completions have tool calls that the chat template does not write, what else it leaves out)"
-    def plain(messages): return [{k: m.get(k, "") for k in ("role", "content")} for m in messages]
+
+    def plain(messages):
+        return [{k: m.get(k, "") for k in ("role", "content")} for m in messages]
+
     def same(whole, messages, **how):
-        try: return whole == _write(messages, tokenizer, **how)
-        except Exception: return False                                                 # a template that needs them writes them
+        try:
+            return whole == _write(messages, tokenizer, **how)
+        except Exception:
+            return False  # a template that needs them writes them
+
     parts, notes = [prompt, *completions], []
     others = [_other_keys(messages) for messages in parts]
     calls = []
     if any(others):
-        alone = [same(whole, prompt + plain(c) if c else plain(prompt), add_generation_prompt=not c, **more) for c, whole in zip([None, *completions], wholes)]
-        calls = [i for i, messages in enumerate(parts) if alone[i] and any(m.get("tool_calls") for m in messages)]
-        if all(alone) and not calls: notes.append("keys")
+        alone = [
+            same(
+                whole,
+                prompt + plain(c) if c else plain(prompt),
+                add_generation_prompt=not c,
+                **more,
+            )
+            for c, whole in zip([None, *completions], wholes)
+        ]
+        calls = [
+            i
+            for i, messages in enumerate(parts)
+            if alone[i] and any(m.get("tool_calls") for m in messages)
+        ]
+        if all(alone) and not calls:
+            notes.append("keys")
     if more.get("tools"):
-        if same(wholes[0], prompt, add_generation_prompt=True, **{k: v for k, v in more.items() if k != "tools"}): notes.append("tools")
+        if same(
+            wholes[0],
+            prompt,
+            add_generation_prompt=True,
+            **{k: v for k, v in more.items() if k != "tools"},
+        ):
+            notes.append("tools")
     return calls, notes
 
 # %% ../nbs/06_data.ipynb #cell-030
 def _adds(tokenizer) -> tuple:
     "(begins every text with BOS?, ends it with EOS?)"
     ids, alone = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    if len(ids) == len(alone): return False, False
+    if len(ids) == len(alone):
+        return False, False
     begins = ids[0] == tokenizer.bos_token_id
     return begins, len(ids) > len(alone) + begins and ids[-1] == tokenizer.eos_token_id
 
-def _text_ids(text:str, tokenizer, adds:tuple) -> tuple:
+
+def _text_ids(text: str, tokenizer, adds: tuple) -> tuple:
     "(ids, was one of two BOS left out?) of a text that is to be continued: with the tokenizer's BOS, without its EOS."
     ids, bos = tokenizer(text)["input_ids"], tokenizer.bos_token_id
-    if adds[1]: ids = ids[:-1]
+    if adds[1]:
+        ids = ids[:-1]
     twice = adds[0] and ids[1:2] == [bos]
     return ids[1:] if twice else ids, twice
 
-def _at_least_one(ids:list, tokenizer) -> list:
-    "An empty prompt is one token, BOS or else EOS: something must predict the first token of a completion."
-    return ids or [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
 
-def encode_prompt(prompt, # str, or a list of messages
-                  tokenizer, # a Hugging Face tokenizer; with a chat template for messages
-                  *,
-                  tools=None, # for the chat template: a list of tools, or that as JSON
-                  chat_template_kwargs=None, # for the chat template: a dict, or that as JSON
-                 ) -> list: # of token ids, at least one
+def _at_least_one(ids: list, tokenizer) -> list:
+    "An empty prompt is one token, BOS or else EOS: something must predict the first token of a completion."
+    return ids or [
+        tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    ]
+
+
+def encode_prompt(
+    prompt,  # str, or a list of messages
+    tokenizer,  # a Hugging Face tokenizer; with a chat template for messages
+    *,
+    tools=None,  # for the chat template: a list of tools, or that as JSON
+    chat_template_kwargs=None,  # for the chat template: a dict, or that as JSON
+) -> list:  # of token ids, at least one
     """A prompt's token ids, the same in training and in sampling: a text with the BOS (one) that the tokenizer puts before it, and without the EOS
     that it may put after it; messages as the chat template writes them, up to where the assistant speaks. Raises what the template raises."""
-    if isinstance(prompt, str): return _at_least_one(_text_ids(prompt, tokenizer, _adds(tokenizer))[0], tokenizer)
+    if isinstance(prompt, str):
+        return _at_least_one(_text_ids(prompt, tokenizer, _adds(tokenizer))[0], tokenizer)
     text = _write(prompt, tokenizer, tools, chat_template_kwargs, add_generation_prompt=True)
     return _at_least_one(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer)
 
 # %% ../nbs/06_data.ipynb #cell-213
 def _common(lists) -> int:
     "How many first tokens all lists have in common."
-    return next((i for i, tokens in enumerate(zip(*lists)) if len(set(tokens)) > 1), min(map(len, lists)))
+    return next(
+        (i for i, tokens in enumerate(zip(*lists)) if len(set(tokens)) > 1), min(map(len, lists))
+    )
 
-def _prompt_end(prompt:str, text:str, ids:list, tokenizer, chat:bool, adds:tuple) -> int:
+
+def _prompt_end(prompt: str, text: str, ids: list, tokenizer, chat: bool, adds: tuple) -> int:
     "How many of a text's `ids` stand wholly in its prompt; 0 for a tokenizer that does not say where they stand."
-    if not getattr(tokenizer, "is_fast", False): return 0
-    spans = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)["offset_mapping"]
-    if not chat and adds[1]: spans = spans[:-1]
-    spans = spans[len(spans) - len(ids):]                                              # without the BOS that `_text_ids` leaves out
+    if not getattr(tokenizer, "is_fast", False):
+        return 0
+    spans = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
+    if not chat and adds[1]:
+        spans = spans[:-1]
+    spans = spans[len(spans) - len(ids) :]  # without the BOS that `_text_ids` leaves out
     return next((i for i, (_, end) in enumerate(spans) if end > len(prompt)), len(ids))
 
-def _joint(prompt:str, texts:list, tokenizer, chat:bool, adds:tuple) -> tuple:
+
+def _joint(prompt: str, texts: list, tokenizer, chat: bool, adds: tuple) -> tuple:
     "(prompt's ids, completions' ids, does the prompt alone end otherwise?) of one text for prompt and completion."
-    def ids(text): return tokenizer(text, add_special_tokens=False)["input_ids"] if chat else _text_ids(text, tokenizer, adds)[0]
+
+    def ids(text):
+        return (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            if chat
+            else _text_ids(text, tokenizer, adds)[0]
+        )
+
     alone, wholes = ids(prompt), [ids(prompt + text) for text in texts]
     n = _common([alone, *wholes])
     changed = n < len(alone)
-    if changed: n = max(n, min(_common(wholes), _prompt_end(prompt, prompt + texts[0], wholes[0], tokenizer, chat, adds)))
+    if changed:
+        n = max(
+            n,
+            min(
+                _common(wholes),
+                _prompt_end(prompt, prompt + texts[0], wholes[0], tokenizer, chat, adds),
+            ),
+        )
     return wholes[0][:n], [whole[n:] for whole in wholes], changed
 
 # %% ../nbs/06_data.ipynb #cell-214
-def _encode(prompt:str, texts:list, columns:list, tokenizer, chat:bool, adds:tuple, ends:_Ends=None, completion_tokens:str="joint", edge:int=32) -> tuple:
+def _encode(
+    prompt: str,
+    texts: list,
+    columns: list,
+    tokenizer,
+    chat: bool,
+    adds: tuple,
+    ends: _Ends = None,
+    completion_tokens: str = "joint",
+    edge: int = 32,
+) -> tuple:
     "(prompt's ids, completions' ids with the token that ends them, findings, notes)"
     eos, found, notes = tokenizer.eos_token_id, [], []
-    texts, closing = zip(*(_until_end(text, ends) if chat else _until_eos(text, tokenizer.eos_token) for text in texts))
-    prompt_ids, twice = (tokenizer(prompt, add_special_tokens=False)["input_ids"], False) if chat else _text_ids(prompt, tokenizer, adds)
-    if twice: notes = ["bos"]
+    texts, closing = zip(
+        *(
+            _until_end(text, ends) if chat else _until_eos(text, tokenizer.eos_token)
+            for text in texts
+        )
+    )
+    prompt_ids, twice = (
+        (tokenizer(prompt, add_special_tokens=False)["input_ids"], False)
+        if chat
+        else _text_ids(prompt, tokenizer, adds)
+    )
+    if twice:
+        notes = ["bos"]
     if completion_tokens == "apart":
         texts_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         tail = prompt[-edge:]
-        if tail and any(_quick(tokenizer, tail + text[:edge]) != _quick(tokenizer, tail) + _quick(tokenizer, text[:edge]) for text in texts): notes.append("apart")
+        if tail and any(
+            _quick(tokenizer, tail + text[:edge])
+            != _quick(tokenizer, tail) + _quick(tokenizer, text[:edge])
+            for text in texts
+        ):
+            notes.append("apart")
         kept_ids = prompt_ids
     else:
         kept_ids, texts_ids, changed = _joint(prompt, texts, tokenizer, chat, adds)
-        if changed: notes.append("joint")
-    if not chat and eos in prompt_ids[adds[0]:]: found.append(("prompt", f"{_named(tokenizer.eos_token, tokenizer)} inside the text{_TEMPLATED}"))
+        if changed:
+            notes.append("joint")
+    if not chat and eos in prompt_ids[adds[0] :]:
+        found.append(
+            ("prompt", f"{_named(tokenizer.eos_token, tokenizer)} inside the text{_TEMPLATED}")
+        )
     out = [ids if end else ids + [eos] for ids, end in zip(texts_ids, closing)]
     for column, text, ids, end in zip(columns[1:], texts, out, closing):
-        inside = [token for token in {tokenizer.eos_token, end} - {""} if tokenizer.convert_tokens_to_ids(token) in ids[:-1]]
-        if inside: found.append((column, f"{_named(inside[0], tokenizer)} inside the text"))
-        elif not text.removesuffix(end).strip(): found.append((column, "empty completion"))
-        elif len(ids) < 2: found.append((column, "no tokens: the tokenizer knows nothing of it"))
+        inside = [
+            token
+            for token in {tokenizer.eos_token, end} - {""}
+            if tokenizer.convert_tokens_to_ids(token) in ids[:-1]
+        ]
+        if inside:
+            found.append((column, f"{_named(inside[0], tokenizer)} inside the text"))
+        elif not text.removesuffix(end).strip():
+            found.append((column, "empty completion"))
+        elif len(ids) < 2:
+            found.append((column, "no tokens: the tokenizer knows nothing of it"))
     return _at_least_one(kept_ids, tokenizer), out, found, notes
+
 
 _TEMPLATED = ": a text that a chat template wrote? Then give messages, lists of role and content, and the template writes them here"
 
-def _quick(tokenizer, text:str) -> list:
+
+def _quick(tokenizer, text: str) -> list:
     "Token ids, without the wrapper that takes longer than a short text."
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend.encode(text, add_special_tokens=False).ids if backend else tokenizer(text, add_special_tokens=False)["input_ids"]
+    return (
+        backend.encode(text, add_special_tokens=False).ids
+        if backend
+        else tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
 
 # %% ../nbs/06_data.ipynb #cell-032
-def _cut(prompt:list, completions:list, max_length:int=None, max_prompt_length:int=None, truncation_mode:str="keep_end", max_completion_length:int=None) -> tuple:
+def _cut(
+    prompt: list,
+    completions: list,
+    max_length: int = None,
+    max_prompt_length: int = None,
+    truncation_mode: str = "keep_end",
+    max_completion_length: int = None,
+) -> tuple:
     "(prompt, completions) that fit `max_length` together; each is cut only where the longest completion does not fit. Without `max_length` the other two are limits of their own."
-    def fits(): return max_length is not None and len(prompt) + max(map(len, completions)) <= max_length
-    if fits(): return prompt, completions
+
+    def fits():
+        return max_length is not None and len(prompt) + max(map(len, completions)) <= max_length
+
+    if fits():
+        return prompt, completions
     if max_prompt_length is not None and len(prompt) > max_prompt_length:
-        prompt = prompt[-max_prompt_length:] if truncation_mode == "keep_end" else prompt[:max_prompt_length]
+        prompt = (
+            prompt[-max_prompt_length:]
+            if truncation_mode == "keep_end"
+            else prompt[:max_prompt_length]
+        )
     room = None if max_length is None else max(max_length - len(prompt), 0)
-    if max_completion_length is not None and not fits(): room = max_completion_length if room is None else min(room, max_completion_length)
+    if max_completion_length is not None and not fits():
+        room = max_completion_length if room is None else min(room, max_completion_length)
     return prompt, completions if room is None else [c[:room] for c in completions]
 
-def _limit(max_length:int=None, max_completion_length:int=None, **_) -> str:
-    "The setting that completions are cut to, as messages name it."
-    return f"max_length={max_length}" if max_length is not None else f"max_completion_length={max_completion_length}"
 
-def _overlap(completions:list) -> bool: return any(a == b[:len(a)] for i, a in enumerate(completions) for j, b in enumerate(completions) if i != j)
+def _limit(max_length: int = None, max_completion_length: int = None, **_) -> str:
+    "The setting that completions are cut to, as messages name it."
+    return (
+        f"max_length={max_length}"
+        if max_length is not None
+        else f"max_completion_length={max_completion_length}"
+    )
+
+
+def _overlap(completions: list) -> bool:
+    return any(
+        a == b[: len(a)]
+        for i, a in enumerate(completions)
+        for j, b in enumerate(completions)
+        if i != j
+    )
 
 # %% ../nbs/06_data.ipynb #cell-035
-def _group(index:int, prompt_ids=(), completion_ids=(), ranks=(), notes=(), problems=()) -> dict:
+def _group(index: int, prompt_ids=(), completion_ids=(), ranks=(), notes=(), problems=()) -> dict:
     "A group; `problems`: [column, reason] of what is wrong with it, `notes`: what is to be counted."
-    return {"prompt_ids": list(prompt_ids), "completion_ids": list(completion_ids), "ranks": list(ranks), "row": index,
-            "notes": list(notes), "problems": [list(p) for p in problems]}
+    return {
+        "prompt_ids": list(prompt_ids),
+        "completion_ids": list(completion_ids),
+        "ranks": list(ranks),
+        "row": index,
+        "notes": list(notes),
+        "problems": [list(p) for p in problems],
+    }
 
-def _fit(index:int, prompt_ids:list, whole:list, ranks:list, columns:list, found:list, notes:list, **cut) -> dict:
+
+def _fit(
+    index: int,
+    prompt_ids: list,
+    whole: list,
+    ranks: list,
+    columns: list,
+    found: list,
+    notes: list,
+    **cut,
+) -> dict:
     "The group, cut to `max_length`."
     prompt_ids, kept = _cut(prompt_ids, whole, **cut)
-    if not all(kept): found = [*found, (columns[0], f"{len(prompt_ids)} tokens leave no room for a completion in {_limit(**cut)}")]
-    elif _overlap(kept): found = [*found, (columns[-1], "one completion is a prefix of another, or equal to it" + f", once cut to {_limit(**cut).split('=')[0]}"*(not _overlap(whole)))]
-    return _group(index, prompt_ids, kept, ranks, [*notes, *["cut"]*sum(a != b for a, b in zip(kept, whole))], found)
+    if not all(kept):
+        found = [
+            *found,
+            (
+                columns[0],
+                f"{len(prompt_ids)} tokens leave no room for a completion in {_limit(**cut)}",
+            ),
+        ]
+    elif _overlap(kept):
+        found = [
+            *found,
+            (
+                columns[-1],
+                "one completion is a prefix of another, or equal to it"
+                + f", once cut to {_limit(**cut).split('=')[0]}" * (not _overlap(whole)),
+            ),
+        ]
+    return _group(
+        index,
+        prompt_ids,
+        kept,
+        ranks,
+        [*notes, *["cut"] * sum(a != b for a, b in zip(kept, whole))],
+        found,
+    )
 
-def _number(row:dict, index:int) -> int:
+
+def _number(row: dict, index: int) -> int:
     "What messages call a row: what its column `ROW` says, or else where it stands."
     return index if row.get(ROW) is None else row[ROW]
 
-def _tokenize_row(row:dict, index:int, tokenizer, sft:bool=False, adds:tuple=(False, False), ends:_Ends=None, completion_tokens:str="joint", **cut) -> dict:
+
+def _tokenize_row(
+    row: dict,
+    index: int,
+    tokenizer,
+    sft: bool = False,
+    adds: tuple = (False, False),
+    ends: _Ends = None,
+    completion_tokens: str = "joint",
+    **cut,
+) -> dict:
     "The group of one row of text or messages, with its problems."
     index = _number(row, index)
     row, found = _split_row(row, sft)
-    if found := found or _check_row(row, sft): return _group(index, problems=found)
+    if found := found or _check_row(row, sft):
+        return _group(index, problems=found)
     prompt, texts, ranks = _to_group(row, sft)
-    columns = ["prompt"] + (["completions"]*len(texts) if "completions" in row else ["chosen"] + ["rejected"]*(len(texts) - 1))
+    columns = ["prompt"] + (
+        ["completions"] * len(texts)
+        if "completions" in row
+        else ["chosen"] + ["rejected"] * (len(texts) - 1)
+    )
     chat, left_out, ends = isinstance(prompt, list), [], ends or _ends(tokenizer)
-    if chat: prompt, texts, found, left_out = _render(prompt, texts, columns, tokenizer, ends, **_more(row))
-    elif mark := _foreign_mark([prompt, *texts], tokenizer, ends.written): left_out = [f"mark {mark}"]
-    if found: return _group(index, problems=list(dict.fromkeys(found)))
-    prompt_ids, texts_ids, found, notes = _encode(prompt, texts, columns, tokenizer, chat, adds, ends, completion_tokens)
+    if chat:
+        prompt, texts, found, left_out = _render(
+            prompt, texts, columns, tokenizer, ends, **_more(row)
+        )
+    elif mark := _foreign_mark([prompt, *texts], tokenizer, ends.written):
+        left_out = [f"mark {mark}"]
+    if found:
+        return _group(index, problems=list(dict.fromkeys(found)))
+    prompt_ids, texts_ids, found, notes = _encode(
+        prompt, texts, columns, tokenizer, chat, adds, ends, completion_tokens
+    )
     return _fit(index, prompt_ids, texts_ids, ranks, columns, found, [*notes, *left_out], **cut)
 
 # %% ../nbs/06_data.ipynb #cell-036
 _REFS = ("ref_chosen_logps", "ref_rejected_logps")
 
-def _wrong_ids(ids, size:int) -> str:
+
+def _wrong_ids(ids, size: int) -> str:
     "Why these are not token ids of a vocabulary of this size, or ''."
-    if _gone(ids): return "missing"
-    if not isinstance(ids, list): return f"expected a list of token ids, got {type(ids).__name__}"
-    if other := next((t for t in map(type, ids) if t is not int), None): return f"expected token ids, got {other.__name__}"
-    if not ids: return "no tokens"
-    return f"token id {min(ids) if min(ids) < 0 else max(ids)} is not in the tokenizer's vocabulary of {size}" if min(ids) < 0 or max(ids) >= size else ""
+    if _gone(ids):
+        return "missing"
+    if not isinstance(ids, list):
+        return f"expected a list of token ids, got {type(ids).__name__}"
+    if other := next((t for t in map(type, ids) if t is not int), None):
+        return f"expected token ids, got {other.__name__}"
+    if not ids:
+        return "no tokens"
+    return (
+        f"token id {min(ids) if min(ids) < 0 else max(ids)} is not in the tokenizer's vocabulary of {size}"
+        if min(ids) < 0 or max(ids) >= size
+        else ""
+    )
+
 
 def _wrong_logp(x) -> str:
-    if x is None: return "missing"
-    if type(x) not in (int, float): return f"expected a log-probability, got {type(x).__name__}"
+    if x is None:
+        return "missing"
+    if type(x) not in (int, float):
+        return f"expected a log-probability, got {type(x).__name__}"
     return "" if -1e300 < x <= 1e-6 else f"{x} is not a log-probability"
 
-def _fit_ids(index:int, prompt_ids:list, whole:list, ranks:list, logps:list, columns:list, tokenizer, known:set, **cut) -> dict:
+
+def _fit_ids(
+    index: int,
+    prompt_ids: list,
+    whole: list,
+    ranks: list,
+    logps: list,
+    columns: list,
+    tokenizer,
+    known: set,
+    **cut,
+) -> dict:
     "The group of token ids that are each valid: EOS inside, ends that are open, and what is cut."
     eos = tokenizer.eos_token_id
-    found = [(c, f"the EOS token {tokenizer.eos_token!r} before the end") for c, ids in zip(columns[1:], whole) if eos in ids[:-1]]
-    out = _fit(index, prompt_ids, whole, ranks, columns, list(dict.fromkeys(found)), ["open"]*sum(ids[-1] not in known for ids in whole), **cut)
+    found = [
+        (c, f"the EOS token {tokenizer.eos_token!r} before the end")
+        for c, ids in zip(columns[1:], whole)
+        if eos in ids[:-1]
+    ]
+    out = _fit(
+        index,
+        prompt_ids,
+        whole,
+        ranks,
+        columns,
+        list(dict.fromkeys(found)),
+        ["open"] * sum(ids[-1] not in known for ids in whole),
+        **cut,
+    )
     changed = "cut" in out["notes"] or len(out["prompt_ids"]) < len(prompt_ids)
-    if logps and changed: out["problems"].append([columns[-1], f"longer than {_limit(**cut)}, and its reference log-prob is that of all of it"])
+    if logps and changed:
+        out["problems"].append(
+            [
+                columns[-1],
+                f"longer than {_limit(**cut)}, and its reference log-prob is that of all of it",
+            ]
+        )
     return out | ({"ref_logps": [float(x) for x in logps]} if logps else {})
 
-def _from_tokens(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), ends:_Ends=None, **cut) -> dict:
+
+def _from_tokens(
+    row: dict, index: int, tokenizer, sft: bool = False, refs: tuple = (), ends: _Ends = None, **cut
+) -> dict:
     "The group of an already tokenised pair, checked and cut as text is."
     index = _number(row, index)
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids"][:3 - sft]
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids"][: 3 - sft]
     found = [(c, why) for c in columns if (why := _wrong_ids(row.get(c), len(tokenizer)))]
     found += [(c, why) for c in refs if (why := _wrong_logp(row.get(c)))]
-    if found: return _group(index, problems=found) | ({"ref_logps": []} if refs else {})
+    if found:
+        return _group(index, problems=found) | ({"ref_logps": []} if refs else {})
     prompt_ids, *whole = [row[c] for c in columns]
     known = {*(ends or _ends(tokenizer)).ids.values()}
-    return _fit_ids(index, prompt_ids, whole, [0, 1][:len(whole)], [row[c] for c in refs], columns, tokenizer, known, **cut)
+    return _fit_ids(
+        index,
+        prompt_ids,
+        whole,
+        [0, 1][: len(whole)],
+        [row[c] for c in refs],
+        columns,
+        tokenizer,
+        known,
+        **cut,
+    )
 
 # %% ../nbs/06_data.ipynb #cell-216
-def _wrong_group(row:dict, size:int, sft:bool, refs:bool) -> list:
+def _wrong_group(row: dict, size: int, sft: bool, refs: bool) -> list:
     "[(column, reason)] for a row that is a group of token ids."
-    prompt, completions, ranks, logps = (row.get(c) for c in ("prompt_ids", "completion_ids", "ranks", "ref_logps"))
+    prompt, completions, ranks, logps = (
+        row.get(c) for c in ("prompt_ids", "completion_ids", "ranks", "ref_logps")
+    )
     found = [("prompt_ids", why)] if (why := _wrong_ids(prompt, size)) else []
-    if not isinstance(completions, list): return [*found, ("completion_ids", "missing" if _gone(completions) else f"expected a list of lists of token ids, got {type(completions).__name__}")]
-    found += dict.fromkeys(("completion_ids", why) for ids in completions if (why := _wrong_ids(ids, size)))
-    if not completions or not sft and len(completions) < 2: found.append(("completion_ids", f"{len(completions)} {'completion' if len(completions) == 1 else 'completions'}: a preference has two or more"))
-    if _gone(ranks) and not sft: found.append(("ranks", "missing"))
-    elif not sft and len(completions) > 1: found += _check_ranks(completions, ranks)
+    if not isinstance(completions, list):
+        return [
+            *found,
+            (
+                "completion_ids",
+                "missing"
+                if _gone(completions)
+                else f"expected a list of lists of token ids, got {type(completions).__name__}",
+            ),
+        ]
+    found += dict.fromkeys(
+        ("completion_ids", why) for ids in completions if (why := _wrong_ids(ids, size))
+    )
+    if not completions or not sft and len(completions) < 2:
+        found.append(
+            (
+                "completion_ids",
+                f"{len(completions)} {'completion' if len(completions) == 1 else 'completions'}: a preference has two or more",
+            )
+        )
+    if _gone(ranks) and not sft:
+        found.append(("ranks", "missing"))
+    elif not sft and len(completions) > 1:
+        found += _check_ranks(completions, ranks)
     if refs and not sft:
-        if not isinstance(logps, list) or len(logps) != len(completions): found.append(("ref_logps", "missing" if _gone(logps) else "expected one log-probability for each completion"))
-        else: found += dict.fromkeys(("ref_logps", why) for x in logps if (why := _wrong_logp(x)))
+        if not isinstance(logps, list) or len(logps) != len(completions):
+            found.append(
+                (
+                    "ref_logps",
+                    "missing"
+                    if _gone(logps)
+                    else "expected one log-probability for each completion",
+                )
+            )
+        else:
+            found += dict.fromkeys(("ref_logps", why) for x in logps if (why := _wrong_logp(x)))
     return found
 
-def _from_group(row:dict, index:int, tokenizer, sft:bool=False, refs:tuple=(), ends:_Ends=None, **cut) -> dict:
+
+def _from_group(
+    row: dict, index: int, tokenizer, sft: bool = False, refs: tuple = (), ends: _Ends = None, **cut
+) -> dict:
     "The group of a row that is one already, checked and cut as text is, best completion first."
     number = next((n for n in (row.get(ROW), row.get("row")) if type(n) is int), index)
-    if found := _wrong_group(row, len(tokenizer), sft, bool(refs)): return _group(number, problems=found) | ({"ref_logps": []} if refs else {})
+    if found := _wrong_group(row, len(tokenizer), sft, bool(refs)):
+        return _group(number, problems=found) | ({"ref_logps": []} if refs else {})
     ranks, logps = row.get("ranks") or [0], row["ref_logps"] if refs else []
-    order = sorted(range(len(ranks)), key=ranks.__getitem__)[:1 if sft else None]
+    order = sorted(range(len(ranks)), key=ranks.__getitem__)[: 1 if sft else None]
     whole, known = row["completion_ids"], {*(ends or _ends(tokenizer)).ids.values()}
-    return _fit_ids(number, row["prompt_ids"], [whole[i] for i in order], [ranks[i] for i in order], [logps[i] for i in order if logps],
-                    ["prompt_ids", *["completion_ids"]*len(order)], tokenizer, known, **cut)
+    return _fit_ids(
+        number,
+        row["prompt_ids"],
+        [whole[i] for i in order],
+        [ranks[i] for i in order],
+        [logps[i] for i in order if logps],
+        ["prompt_ids", *["completion_ids"] * len(order)],
+        tokenizer,
+        known,
+        **cut,
+    )
 
 # %% ../nbs/06_data.ipynb #cell-038
-_NOTES = {"cut": "%d completions were cut to %s and lost their EOS", "open": "%d already tokenised completions do not end in EOS",
-          "apart": "%d rows would have other tokens where prompt and completion meet, were the two one text (the tokenizer begins every text with a mark of space, or the prompt ends in a space): completion_tokens=\"joint\" takes those",
-          "joint": "%d rows have a token in which prompt and completion meet (does the prompt end in a space? It belongs to the completion): that token is scored whole, and a model that is asked the prompt alone sees another end of it",
-          "bos": "%d prompts begin with BOS, which the tokenizer adds as well: one was left out",
-          "mark": "%d rows hold text such as %s, which chat templates write, and this tokenizer has no such token: it is read as letters. Was the text written for another model? Then give messages, lists of role and content, and the template writes them here",
-          "tools": "%d rows have tools that the chat template does not write", "keys": "%d rows have messages with keys beside role and content, none of which the chat template writes"}
+_NOTES = {
+    "cut": "%d completions were cut to %s and lost their EOS",
+    "open": "%d already tokenised completions do not end in EOS",
+    "apart": "%d rows would have other tokens where prompt and completion meet, were the two one text (the tokenizer begins every text with a mark of space, or the prompt ends in a space): completion_tokens=\"joint\" takes those",
+    "joint": "%d rows have a token in which prompt and completion meet (does the prompt end in a space? It belongs to the completion): that token is scored whole, and a model that is asked the prompt alone sees another end of it",
+    "bos": "%d prompts begin with BOS, which the tokenizer adds as well: one was left out",
+    "mark": "%d rows hold text such as %s, which chat templates write, and this tokenizer has no such token: it is read as letters. Was the text written for another model? Then give messages, lists of role and content, and the template writes them here",
+    "tools": "%d rows have tools that the chat template does not write",
+    "keys": "%d rows have messages with keys beside role and content, none of which the chat template writes",
+}
 
-def _note(kind:str, n:int, limit:str, so_far:str=""):
+
+def _note(kind: str, n: int, limit: str, so_far: str = ""):
     kind, _, mark = kind.partition(" ")
     text = _NOTES[kind]
-    if n == 1: text = text.replace("%d rows hold", "%d row holds")
+    if n == 1:
+        text = text.replace("%d rows hold", "%d row holds")
     logger.warning(so_far + text, *{"cut": (n, limit), "mark": (n, mark)}.get(kind, (n,)))
+
 
 def _counted(notes) -> dict:
     "{kind: how often}; marks of several templates are one kind, called after the most frequent one."
     counts = Counter(notes)
     marks = {kind: n for kind, n in counts.items() if kind.startswith("mark ")}
-    if not marks: return counts
+    if not marks:
+        return counts
     others = {kind: n for kind, n in counts.items() if kind not in marks}
     return others | {max(marks, key=marks.get): sum(marks.values())}
 
-_FEATURES = {"prompt_ids": [Value("int32")], "completion_ids": [[Value("int32")]], "ranks": [Value("int32")], "row": Value("int64")}
-_REPORT = {"notes": [Value("string")], "problems": [[Value("string")]]}
-_REMEDY = {"str": "load_preferences(path) reads files", "PosixPath": "load_preferences(path) reads files", "WindowsPath": "load_preferences(path) reads files", "list": "datasets.Dataset.from_list(rows) makes one", "tuple": "datasets.Dataset.from_list(list(rows)) makes one",
-           "dict": "datasets.Dataset.from_dict(columns) makes one", "DataFrame": "datasets.Dataset.from_pandas(frame) makes one",
-           "DatasetDict": "give one of its splits, dataset['train'], say", "IterableDatasetDict": "give one of its splits, dataset['train'], say"}
 
-def _check_call(dataset, tokenizer, truncation_mode, on_bad_rows, completion_tokens="joint", **lengths):
+_FEATURES = {
+    "prompt_ids": [Value("int32")],
+    "completion_ids": [[Value("int32")]],
+    "ranks": [Value("int32")],
+    "row": Value("int64"),
+}
+_REPORT = {"notes": [Value("string")], "problems": [[Value("string")]]}
+_REMEDY = {
+    "str": "load_preferences(path) reads files",
+    "PosixPath": "load_preferences(path) reads files",
+    "WindowsPath": "load_preferences(path) reads files",
+    "list": "datasets.Dataset.from_list(rows) makes one",
+    "tuple": "datasets.Dataset.from_list(list(rows)) makes one",
+    "dict": "datasets.Dataset.from_dict(columns) makes one",
+    "DataFrame": "datasets.Dataset.from_pandas(frame) makes one",
+    "DatasetDict": "give one of its splits, dataset['train'], say",
+    "IterableDatasetDict": "give one of its splits, dataset['train'], say",
+}
+
+
+def _check_call(
+    dataset, tokenizer, truncation_mode, on_bad_rows, completion_tokens="joint", **lengths
+):
     "Raises `ValueError` for arguments that do not fit."
     if not isinstance(dataset, (Dataset, IterableDataset)):
         kind = type(dataset).__name__
         remedy = _REMEDY.get(kind, "datasets.Dataset.from_list(list(rows)) makes one of dicts")
-        raise ValueError(f"argument 'dataset': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}")
-    for name, value, words in (("truncation_mode", truncation_mode, ("keep_end", "keep_start")), ("on_bad_rows", on_bad_rows, ("raise", "drop")), ("completion_tokens", completion_tokens, ("joint", "apart"))):
-        if value not in words: raise ValueError(f"argument '{name}': {value!r} is not {words[0]!r} or {words[1]!r}")
+        raise ValueError(
+            f"argument 'dataset': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}"
+        )
+    for name, value, words in (
+        ("truncation_mode", truncation_mode, ("keep_end", "keep_start")),
+        ("on_bad_rows", on_bad_rows, ("raise", "drop")),
+        ("completion_tokens", completion_tokens, ("joint", "apart")),
+    ):
+        if value not in words:
+            raise ValueError(f"argument '{name}': {value!r} is not {words[0]!r} or {words[1]!r}")
     for name, n in lengths.items():
-        if n is not None and (type(n) is not int or n < 1): raise ValueError(f"argument '{name}': expected a positive integer or None, got {n!r}")
-    if tokenizer.eos_token_id is None: raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token, a completion must say when it is over")
+        if n is not None and (type(n) is not int or n < 1):
+            raise ValueError(f"argument '{name}': expected a positive integer or None, got {n!r}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no EOS token: set tokenizer.eos_token, a completion must say when it is over"
+        )
 
 # %% ../nbs/06_data.ipynb #cell-410
-def _check_columns(columns:list, sft:bool, total:int) -> tuple:
+def _check_columns(columns: list, sft: bool, total: int) -> tuple:
     "(the function that makes a group of a row, columns of reference log-probs). Raises `BadRows` for missing columns; 0 rows: nothing is known of them all."
-    pair = ["prompt_ids", "chosen_ids", "rejected_ids"][:3 - sft]
-    if "completion_ids" in columns: make, wanted, refs = _from_group, ["prompt_ids", "completion_ids", "ranks"][:3 - sft], ("ref_logps",)
-    elif any(c in columns for c in pair): make, wanted, refs = _from_tokens, pair, _REFS
-    else: make, wanted, refs = _tokenize_row, ["prompt", "completions", "ranks"] if "completions" in columns else ["chosen", "rejected"][:2 - sft], ()
-    if sft or not any(c in columns for c in refs): refs = ()
+    pair = ["prompt_ids", "chosen_ids", "rejected_ids"][: 3 - sft]
+    if "completion_ids" in columns:
+        make, wanted, refs = (
+            _from_group,
+            ["prompt_ids", "completion_ids", "ranks"][: 3 - sft],
+            ("ref_logps",),
+        )
+    elif any(c in columns for c in pair):
+        make, wanted, refs = _from_tokens, pair, _REFS
+    else:
+        make, wanted, refs = (
+            _tokenize_row,
+            ["prompt", "completions", "ranks"]
+            if "completions" in columns
+            else ["chosen", "rejected"][: 2 - sft],
+            (),
+        )
+    if sft or not any(c in columns for c in refs):
+        refs = ()
     if total and (missing := [c for c in (*wanted, *refs) if c not in columns]):
-        raise BadRows([Finding(0, c, f"missing (the columns are {', '.join(columns)})") for c in missing], total, _no_columns(missing, columns, sft=sft))
+        raise BadRows(
+            [Finding(0, c, f"missing (the columns are {', '.join(columns)})") for c in missing],
+            total,
+            _no_columns(missing, columns, sft=sft),
+        )
     return make, refs
 
 # %% ../nbs/06_data.ipynb #cell-039
-def tokenize_preferences(dataset:Dataset, # one of the layouts above, or already tokenised; or an `IterableDataset` of such rows
-                         tokenizer, # a Hugging Face tokenizer with an EOS token
-                         *,
-                         max_length:int=None, # prompt and completion together, tokens
-                         max_prompt_length:int=None, # the prompt, where it must be cut; without max_length, always
-                         max_completion_length:int=None, # each completion, where it must be cut; None: what the prompt leaves of max_length
-                         truncation_mode:str="keep_end", # which end of the prompt to keep: "keep_end" | "keep_start"
-                         completion_tokens:str="joint", # prompt and completion tokenised as one text, or "apart"
-                         sft:bool=False, # keep the best completion alone
-                         on_bad_rows:str="raise", # "raise" | "drop"
-                         num_proc:int=None, # processes; not for a stream
-                        ) -> Dataset: # prompt_ids, completion_ids (best first), ranks, row (its number in `dataset`, or what a column `ROW` says), ref_logps where given; or an `IterableDataset`
+def tokenize_preferences(
+    dataset: Dataset,  # one of the layouts above, or already tokenised; or an `IterableDataset` of such rows
+    tokenizer,  # a Hugging Face tokenizer with an EOS token
+    *,
+    max_length: int = None,  # prompt and completion together, tokens
+    max_prompt_length: int = None,  # the prompt, where it must be cut; without max_length, always
+    max_completion_length: int = None,  # each completion, where it must be cut; None: what the prompt leaves of max_length
+    truncation_mode: str = "keep_end",  # which end of the prompt to keep: "keep_end" | "keep_start"
+    completion_tokens: str = "joint",  # prompt and completion tokenised as one text, or "apart"
+    sft: bool = False,  # keep the best completion alone
+    on_bad_rows: str = "raise",  # "raise" | "drop"
+    num_proc: int = None,  # processes; not for a stream
+) -> Dataset:  # prompt_ids, completion_ids (best first), ranks, row (its number in `dataset`, or what a column `ROW` says), ref_logps where given; or an `IterableDataset`
     """Groups of token ids from rows of text, messages or tokens; every row is checked. Raises `BadRows`, also for missing columns, and `ValueError` for arguments
     that do not fit. Tokenised input has `prompt_ids`, `chosen_ids`, `rejected_ids` (and `ref_chosen_logps`, `ref_rejected_logps`), or is what this
     function returns."""
-    lengths = dict(max_length=max_length, max_prompt_length=max_prompt_length, max_completion_length=max_completion_length)
+    lengths = dict(
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        max_completion_length=max_completion_length,
+    )
     _check_call(dataset, tokenizer, truncation_mode, on_bad_rows, completion_tokens, **lengths)
-    stream, dataset = isinstance(dataset, IterableDataset), _with_clear_numbers(dataset.with_format(None))
-    if (first := next(iter(dataset), None)) is None: raise ValueError("the data set is empty")
-    columns = dataset.column_names or list(first)                                      # a stream may not know its columns
-    make, refs = _check_columns(columns, sft, len(dataset) if not stream else int(dataset.column_names is not None))
-    how = dict(tokenizer=tokenizer, sft=sft, truncation_mode=truncation_mode, ends=_ends(tokenizer), **lengths)
+    stream, dataset = (
+        isinstance(dataset, IterableDataset),
+        _with_clear_numbers(dataset.with_format(None)),
+    )
+    if (first := next(iter(dataset), None)) is None:
+        raise ValueError("the data set is empty")
+    columns = dataset.column_names or list(first)  # a stream may not know its columns
+    make, refs = _check_columns(
+        columns, sft, len(dataset) if not stream else int(dataset.column_names is not None)
+    )
+    how = dict(
+        tokenizer=tokenizer,
+        sft=sft,
+        truncation_mode=truncation_mode,
+        ends=_ends(tokenizer),
+        **lengths,
+    )
     if make is _tokenize_row:
         how |= {"adds": _adds(tokenizer), "completion_tokens": completion_tokens}
         _say_unused(columns, any(isinstance(first.get(c), list) for c in ("prompt", "chosen")))
-    else: how |= {"refs": refs}
+    else:
+        how |= {"refs": refs}
     features = _FEATURES | ({"ref_logps": [Value("float64")]} if refs else {})
-    if stream: return _tokenize_stream(dataset, make, how, features, on_bad_rows)
-    kept = [c for c in columns if make is _from_group and c not in features and c not in (ROW, WHERE)]     # a collator of another's may want them
+    if stream:
+        return _tokenize_stream(dataset, make, how, features, on_bad_rows)
+    kept = [
+        c for c in columns if make is _from_group and c not in features and c not in (ROW, WHERE)
+    ]  # a collator of another's may want them
     features |= {c: dataset.features[c] for c in kept}
     with _room(_folder_of(dataset)):
-        out = dataset.map(_in_batches, with_indices=True, batched=True, remove_columns=[c for c in columns if c not in kept], num_proc=num_proc,
-                          desc="tokenising", features=Features(features | _REPORT), fn_kwargs={"make": make, "how": how})
-    problems, numbers = list(out["problems"]), range(len(out)) if make is _from_group else list(out["row"])
-    places = dataset[WHERE] if WHERE in columns else [""]*len(out)
-    found = [Finding(row, *p, where) for row, where, found in zip(numbers, places, problems) for p in found]
+        out = dataset.map(
+            _in_batches,
+            with_indices=True,
+            batched=True,
+            remove_columns=[c for c in columns if c not in kept],
+            num_proc=num_proc,
+            desc="tokenising",
+            features=Features(features | _REPORT),
+            fn_kwargs={"make": make, "how": how},
+        )
+    problems, numbers = (
+        list(out["problems"]),
+        range(len(out)) if make is _from_group else list(out["row"]),
+    )
+    places = dataset[WHERE] if WHERE in columns else [""] * len(out)
+    found = [
+        Finding(row, *p, where)
+        for row, where, found in zip(numbers, places, problems)
+        for p in found
+    ]
     _settle(found, len(out), on_bad_rows)
     bad = {i for i, found in enumerate(problems) if found}
     noted = _counted(note for i, notes in enumerate(out["notes"]) if i not in bad for note in notes)
-    for kind, n in noted.items(): _note(kind, n, _limit(**lengths))
+    for kind, n in noted.items():
+        _note(kind, n, _limit(**lengths))
     return out.select([i for i in range(len(out)) if i not in bad]).remove_columns(list(_REPORT))
 
 # %% ../nbs/06_data.ipynb #cell-411
 def _with_clear_numbers(dataset):
     "A data set in which `ROW` and `WHERE`, if there, tell every row from every other: not where several were put together."
-    if isinstance(dataset, IterableDataset) or ROW not in dataset.column_names: return dataset
+    if isinstance(dataset, IterableDataset) or ROW not in dataset.column_names:
+        return dataset
     numbers = set(dataset[ROW])
-    if len(numbers) == len(dataset) and None not in numbers: return dataset
+    if len(numbers) == len(dataset) and None not in numbers:
+        return dataset
     return dataset.remove_columns([c for c in (ROW, WHERE) if c in dataset.column_names])
 
-def _in_batches(columns:dict, indices:list, make, how:dict) -> dict:
+
+def _in_batches(columns: dict, indices: list, make, how: dict) -> dict:
     "What `make` makes of each row of a batch, as columns."
     rows = [dict(zip(columns.keys(), values)) for values in zip(*columns.values())]
     groups = [make(row, i, **how) for i, row in zip(indices, rows)]
     return {name: [group[name] for group in groups] for name in groups[0]}
 
-def _folder_of(dataset:Dataset) -> str:
+
+def _folder_of(dataset: Dataset) -> str:
     "Where `datasets` writes what it makes of this data set."
-    return str(Path(dataset.cache_files[0]["filename"]).parent) if dataset.cache_files else tempfile.gettempdir()
+    return (
+        str(Path(dataset.cache_files[0]["filename"]).parent)
+        if dataset.cache_files
+        else tempfile.gettempdir()
+    )
 
 # %% ../nbs/06_data.ipynb #cell-040
 class _Watch:
     "Makes groups of the rows of a stream and says what is found, ever more rarely."
-    def __init__(self, make, how:dict, on_bad_rows:str): self.make, self.how, self.on_bad_rows, self.counts = make, how, on_bad_rows, Counter()
+
+    def __init__(self, make, how: dict, on_bad_rows: str):
+        self.make, self.how, self.on_bad_rows, self.counts = make, how, on_bad_rows, Counter()
 
     def __call__(self, row, index):
-        if not index: self.counts.clear()                                              # another pass
+        if not index:
+            self.counts.clear()  # another pass
         out = self.make(row, index, **self.how)
         findings = [Finding(_number(row, index), *p, row.get(WHERE) or "") for p in out["problems"]]
-        if findings and self.on_bad_rows == "raise": raise BadRows(findings, index + 1)
+        if findings and self.on_bad_rows == "raise":
+            raise BadRows(findings, index + 1)
         for kind in ["bad"] if findings else out["notes"]:
-            counted = kind.split(" ")[0]                                               # marks of all templates together
+            counted = kind.split(" ")[0]  # marks of all templates together
             self.counts[counted] += 1
             n, power_of_ten = self.counts[counted], str(self.counts[counted]).strip("0") == "1"
-            if kind != "bad": power_of_ten and _note(kind, n, _limit(**{k: self.how[k] for k in ("max_length", "max_completion_length")}), f"up to row {index}: ")
-            elif n <= 10 or power_of_ten: logger.warning("dropped: %s%s", "; ".join(map(str, findings)), f" ({n} bad rows so far)" if n > 9 else "")
+            if kind != "bad":
+                power_of_ten and _note(
+                    kind,
+                    n,
+                    _limit(**{k: self.how[k] for k in ("max_length", "max_completion_length")}),
+                    f"up to row {index}: ",
+                )
+            elif n <= 10 or power_of_ten:
+                logger.warning(
+                    "dropped: %s%s",
+                    "; ".join(map(str, findings)),
+                    f" ({n} bad rows so far)" if n > 9 else "",
+                )
         return out
 
-def _tokenize_stream(dataset:IterableDataset, make, how:dict, features:dict, on_bad_rows:str) -> IterableDataset:
-    out = dataset.map(_Watch(make, how, on_bad_rows), with_indices=True, features=Features(features | _REPORT))
+
+def _tokenize_stream(
+    dataset: IterableDataset, make, how: dict, features: dict, on_bad_rows: str
+) -> IterableDataset:
+    out = dataset.map(
+        _Watch(make, how, on_bad_rows), with_indices=True, features=Features(features | _REPORT)
+    )
     return out.filter(_is_good, input_columns="problems").select_columns(list(features))
 
-def _is_good(problems) -> bool: return not problems
+
+def _is_good(problems) -> bool:
+    return not problems
 
 # %% ../nbs/06_data.ipynb #cell-052
-def _first_fit(sizes:list, room:int) -> list:
+def _first_fit(sizes: list, room: int) -> list:
     "Lists of indices, longest first, with sizes that sum to at most `room` each (or one that is larger)."
     rows, left = [], []
     for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
         row = next((r for r, free in enumerate(left) if free >= sizes[i]), len(rows))
-        if row == len(rows): rows.append([]); left.append(room)
-        rows[row].append(i); left[row] -= sizes[i]
+        if row == len(rows):
+            rows.append([])
+            left.append(room)
+        rows[row].append(i)
+        left[row] -= sizes[i]
     return rows
 
 # %% ../nbs/06_data.ipynb #cell-053
-def _share_rows(sizes:list, row_length:int) -> tuple:
+def _share_rows(sizes: list, row_length: int) -> tuple:
     "(rows, width): lists of indices with the fewest places in all, none longer than `row_length` or the largest size."
     total, largest = sum(sizes), max(sizes)
-    fewest = -(-total//max(row_length, largest))
-    def layout(n):
-        rows = _first_fit(sizes, max(largest, min(row_length, -(-total//n) + largest//8)))
-        return rows, max(sum(sizes[i] for i in row) for row in rows)
-    return min((layout(n) for n in range(fewest, min(len(sizes), 2*fewest + 8) + 1)), key=lambda rows_width: (len(rows_width[0])*rows_width[1], rows_width[1]))
+    fewest = -(-total // max(row_length, largest))
 
-def _full_rows(sizes:list, row_length:int, window:int=1024) -> list:
+    def layout(n):
+        rows = _first_fit(sizes, max(largest, min(row_length, -(-total // n) + largest // 8)))
+        return rows, max(sum(sizes[i] for i in row) for row in rows)
+
+    return min(
+        (layout(n) for n in range(fewest, min(len(sizes), 2 * fewest + 8) + 1)),
+        key=lambda rows_width: (len(rows_width[0]) * rows_width[1], rows_width[1]),
+    )
+
+
+def _full_rows(sizes: list, row_length: int, window: int = 1024) -> list:
     "Lists of indices for rows of `row_length`, found among `window` groups at a time; a larger group gets a row of its own."
-    return [[start + i for i in row] for start in range(0, len(sizes), window) for row in _first_fit(sizes[start:start + window], row_length)]
+    return [
+        [start + i for i in row]
+        for start in range(0, len(sizes), window)
+        for row in _first_fit(sizes[start : start + window], row_length)
+    ]
 
 # %% ../nbs/06_data.ipynb #cell-055
-def _padded_rows(groups:list, pad:int, multiple:int) -> dict:
+def _padded_rows(groups: list, pad: int, multiple: int) -> dict:
     "One row for each completion, its prompt in front: (N,T)."
     flat = [(g["prompt_ids"], c) for g in groups for c in g["completion_ids"]]
-    width = -(-max(len(p) + len(c) for p, c in flat)//multiple)*multiple
-    def block(parts, fill): return torch.tensor([part + [fill]*(width - len(part)) for part in parts])
-    return {"input_ids": block([p + c for p, c in flat], pad), "attention_mask": block([[1]*len(p + c) for p, c in flat], 0),
-            "labels": block([[-100]*len(p) + c for p, c in flat], -100)}
+    width = -(-max(len(p) + len(c) for p, c in flat) // multiple) * multiple
 
-def group_size(group:dict) -> int:
+    def block(parts, fill):
+        return torch.tensor([part + [fill] * (width - len(part)) for part in parts])
+
+    return {
+        "input_ids": block([p + c for p, c in flat], pad),
+        "attention_mask": block([[1] * len(p + c) for p, c in flat], 0),
+        "labels": block([[-100] * len(p) + c for p, c in flat], -100),
+    }
+
+
+def group_size(group: dict) -> int:
     "Places that a group takes in a packed row: its prompt once, and its completions."
     return len(group["prompt_ids"]) + sum(map(len, group["completion_ids"]))
 
-def _packed_rows(groups:list, pad:int, multiple:int, row_length:int, rows:list=None) -> dict:
+
+def _packed_rows(groups: list, pad: int, multiple: int, row_length: int, rows: list = None) -> dict:
     "Whole groups in rows (R,L), and for each scored token the place that predicts it, its id and its completion (M,)."
     sizes = [group_size(g) for g in groups]
-    if rows is None: rows, width = _share_rows(sizes, row_length)
-    else: width = max(row_length, *sizes)
-    width = -(-width//multiple)*multiple
-    first = [0, *accumulate(len(g["completion_ids"]) for g in groups)]                 # each group's first completion
-    out = {key: torch.full((len(rows), width), fill) for key, fill in (("input_ids", pad), ("position_ids", 0), ("group", -1), ("part", 0))}
+    if rows is None:
+        rows, width = _share_rows(sizes, row_length)
+    else:
+        width = max(row_length, *sizes)
+    width = -(-width // multiple) * multiple
+    first = [
+        0,
+        *accumulate(len(g["completion_ids"]) for g in groups),
+    ]  # each group's first completion
+    out = {
+        key: torch.full((len(rows), width), fill)
+        for key, fill in (("input_ids", pad), ("position_ids", 0), ("group", -1), ("part", 0))
+    }
     predicts, targets, completion = [], [], []
     for r, row in enumerate(rows):
-        at = r*width                                                                   # in the flat block
+        at = r * width  # in the flat block
         for i in row:
             prompt = groups[i]["prompt_ids"]
             last = at + len(prompt) - 1
-            for part, (tokens, start) in enumerate([(prompt, 0), *((c, len(prompt)) for c in groups[i]["completion_ids"])]):
-                for key, value in (("input_ids", tokens), ("position_ids", range(start, start + len(tokens))), ("group", i), ("part", part)):
-                    out[key].view(-1)[at:at + len(tokens)] = torch.tensor(value)
-                if part:                                                               # from the prompt's end, then from each token but the last
+            for part, (tokens, start) in enumerate(
+                [(prompt, 0), *((c, len(prompt)) for c in groups[i]["completion_ids"])]
+            ):
+                for key, value in (
+                    ("input_ids", tokens),
+                    ("position_ids", range(start, start + len(tokens))),
+                    ("group", i),
+                    ("part", part),
+                ):
+                    out[key].view(-1)[at : at + len(tokens)] = torch.tensor(value)
+                if part:  # from the prompt's end, then from each token but the last
                     predicts += [last, *range(at, at + len(tokens) - 1)]
-                    targets += tokens; completion += [first[i] + part - 1]*len(tokens)
+                    targets += tokens
+                    completion += [first[i] + part - 1] * len(tokens)
                 at += len(tokens)
-    return out | {"predicts": torch.tensor(predicts), "targets": torch.tensor(targets), "completion": torch.tensor(completion)}
+    return out | {
+        "predicts": torch.tensor(predicts),
+        "targets": torch.tensor(targets),
+        "completion": torch.tensor(completion),
+    }
 
 # %% ../nbs/06_data.ipynb #cell-056
 class PreferenceCollator:
     """Groups of token ids -> one batch. Packed: `input_ids`, `position_ids`, `group`, `part` (R,L), `predicts`, `targets`, `completion`
     (M,): for each scored token the flat place that predicts it, its id, and its completion. Padded: `input_ids`, `attention_mask`,
     `labels` (N,T). Always: `ranks`, `lengths`, `ref_logps` (N,), `sizes`, `rows` (B,). B groups, N completions, M scored tokens."""
-    def __init__(self, pad_token_id:int, # fills the rows; masked everywhere
-                 pad_to_multiple_of:int=None, # round row lengths up to a multiple of this
-                 packed:bool=True, # groups share rows, completions share prompts; False: one padded row for each completion
-                 row_length:int=1024, # tokens in a packed row; longer where one group is
-                ): self.pad_token_id, self.multiple, self.packed, self.row_length = pad_token_id, pad_to_multiple_of or 1, packed, row_length
 
-    def __call__(self, groups:list, # of dicts with prompt_ids, completion_ids, ranks, row, and ref_logps where known
-                 rows:list=None, # packed: which of them stand in each row; default: as few places as possible
-                ) -> dict: # of tensors, see above
-        if self.packed: batch = _packed_rows(groups, self.pad_token_id, self.multiple, self.row_length, rows)
-        else: batch = _padded_rows(groups, self.pad_token_id, self.multiple)
-        batch |= {"ranks": torch.tensor([r for g in groups for r in g["ranks"]]),
-                  "lengths": torch.tensor([len(c) for g in groups for c in g["completion_ids"]]),
-                  "sizes": torch.tensor([len(g["completion_ids"]) for g in groups]),
-                  "rows": torch.tensor([g["row"] for g in groups])}
-        if "ref_logps" in groups[0]: batch["ref_logps"] = torch.tensor([x for g in groups for x in g["ref_logps"]], dtype=torch.float64)
+    def __init__(
+        self,
+        pad_token_id: int,  # fills the rows; masked everywhere
+        pad_to_multiple_of: int = None,  # round row lengths up to a multiple of this
+        packed: bool = True,  # groups share rows, completions share prompts; False: one padded row for each completion
+        row_length: int = 1024,  # tokens in a packed row; longer where one group is
+    ):
+        self.pad_token_id, self.multiple, self.packed, self.row_length = (
+            pad_token_id,
+            pad_to_multiple_of or 1,
+            packed,
+            row_length,
+        )
+
+    def __call__(
+        self,
+        groups: list,  # of dicts with prompt_ids, completion_ids, ranks, row, and ref_logps where known
+        rows: list = None,  # packed: which of them stand in each row; default: as few places as possible
+    ) -> dict:  # of tensors, see above
+        if self.packed:
+            batch = _packed_rows(groups, self.pad_token_id, self.multiple, self.row_length, rows)
+        else:
+            batch = _padded_rows(groups, self.pad_token_id, self.multiple)
+        batch |= {
+            "ranks": torch.tensor([r for g in groups for r in g["ranks"]]),
+            "lengths": torch.tensor([len(c) for g in groups for c in g["completion_ids"]]),
+            "sizes": torch.tensor([len(g["completion_ids"]) for g in groups]),
+            "rows": torch.tensor([g["row"] for g in groups]),
+        }
+        if "ref_logps" in groups[0]:
+            batch["ref_logps"] = torch.tensor(
+                [x for g in groups for x in g["ref_logps"]], dtype=torch.float64
+            )
         return batch
 
 # %% ../nbs/06_data.ipynb #cell-057
-def packed_mask(group:Tensor, # (R,L) number of the group, -1 = padding
-                part:Tensor, # (R,L) 0 = prompt, k = completion k
-               ) -> Tensor: # (R,1,L,L) bool: may query (third) see key (last)?
+def packed_mask(
+    group: Tensor,  # (R,L) number of the group, -1 = padding
+    part: Tensor,  # (R,L) 0 = prompt, k = completion k
+) -> Tensor:  # (R,1,L,L) bool: may query (third) see key (last)?
     "Who sees whom in a packed batch: earlier tokens of the same group that stand in the prompt or in the same completion."
     L = group.shape[1]
     earlier = torch.ones(L, L, dtype=torch.bool, device=group.device).tril()
     same_group = group[:, :, None] == group[:, None]
-    return (earlier & same_group & ((part[:, None] == 0) | (part[:, :, None] == part[:, None])))[:, None]
+    return (earlier & same_group & ((part[:, None] == 0) | (part[:, :, None] == part[:, None])))[
+        :, None
+    ]
 
-def packed_block_mask(group:Tensor, part:Tensor): # (R,L) each, as above -> a BlockMask
+
+def packed_block_mask(group: Tensor, part: Tensor):  # (R,L) each, as above -> a BlockMask
     "The same for `flex_attention`, which leaves out blocks that nobody sees. Source: PyTorch's FlexAttention."
     from torch.nn.attention.flex_attention import create_block_mask
+
     def sees(row, head, query, key):
-        return (key <= query) & (group[row, query] == group[row, key]) & ((part[row, key] == 0) | (part[row, query] == part[row, key]))
-    return create_block_mask(sees, len(group), None, group.shape[1], group.shape[1], device=group.device)
+        return (
+            (key <= query)
+            & (group[row, query] == group[row, key])
+            & ((part[row, key] == 0) | (part[row, query] == part[row, key]))
+        )
+
+    return create_block_mask(
+        sees, len(group), None, group.shape[1], group.shape[1], device=group.device
+    )
 
 # %% ../nbs/06_data.ipynb #cell-063
-FACTS = {"capital of {}": dict(France="Paris", Italy="Rome", Spain="Madrid", Japan="Tokyo", Egypt="Cairo", Peru="Lima", Norway="Oslo", Greece="Athens"),
-         "opposite of {}": dict(hot="cold", big="small", fast="slow", dark="light", wet="dry", old="new", hard="soft", full="empty"),
-         "colour of {}": dict(grass="green", snow="white", blood="red", coal="black", gold="yellow", the_sky="blue", an_orange="orange", chocolate="brown")}
-GREETINGS = ["", "Hi! ", "Hello there. ", "Please help me. ", "Quick question. ", "I was wondering. ", "One more thing. ", "Excuse me. "]
-ASKING = ["What is {}?", "Tell me, what is {}?", "Do you know what {} is?", "Can you say what {} is?", "I need to know what {} is."]
+FACTS = {
+    "capital of {}": dict(
+        France="Paris",
+        Italy="Rome",
+        Spain="Madrid",
+        Japan="Tokyo",
+        Egypt="Cairo",
+        Peru="Lima",
+        Norway="Oslo",
+        Greece="Athens",
+    ),
+    "opposite of {}": dict(
+        hot="cold",
+        big="small",
+        fast="slow",
+        dark="light",
+        wet="dry",
+        old="new",
+        hard="soft",
+        full="empty",
+    ),
+    "colour of {}": dict(
+        grass="green",
+        snow="white",
+        blood="red",
+        coal="black",
+        gold="yellow",
+        the_sky="blue",
+        an_orange="orange",
+        chocolate="brown",
+    ),
+}
+GREETINGS = [
+    "",
+    "Hi! ",
+    "Hello there. ",
+    "Please help me. ",
+    "Quick question. ",
+    "I was wondering. ",
+    "One more thing. ",
+    "Excuse me. ",
+]
+ASKING = [
+    "What is {}?",
+    "Tell me, what is {}?",
+    "Do you know what {} is?",
+    "Can you say what {} is?",
+    "I need to know what {} is.",
+]
 POLITE = ["Of course.", "Sure, I am happy to help.", "Good question!", "Certainly."]
-RUDE = ["That is a stupid question.", "Do not bother me again.", "Why should I care?", "You are wasting my time."]
+RUDE = [
+    "That is a stupid question.",
+    "Do not bother me again.",
+    "Why should I care?",
+    "You are wasting my time.",
+]
+
 
 def _question(rng) -> tuple:
     "(what is asked for, the right answer, some wrong answers)"
-    if rng.random() < .5:
+    if rng.random() < 0.5:
         a, b = rng.randint(1, 9), rng.randint(1, 9)
-        return f"{a} plus {b}", str(a + b), [str(a + b + d) for d in (-2, -1, 1, 2) if a + b + d > 0]
+        return (
+            f"{a} plus {b}",
+            str(a + b),
+            [str(a + b + d) for d in (-2, -1, 1, 2) if a + b + d > 0],
+        )
     kind = rng.choice(list(FACTS))
     thing, answer = rng.choice(list(FACTS[kind].items()))
-    return "the " + kind.format(thing.replace("_", " ")), answer, [a for a in FACTS[kind].values() if a != answer]
+    return (
+        "the " + kind.format(thing.replace("_", " ")),
+        answer,
+        [a for a in FACTS[kind].values() if a != answer],
+    )
 
-def _answer(rng, what:str, right:str, wrong:list, correct:float, polite:float, rude:float) -> str:
+
+def _answer(
+    rng, what: str, right: str, wrong: list, correct: float, polite: float, rude: float
+) -> str:
     "An answer that is correct, polite or rude with the given probabilities."
-    said = f"{what[0].upper() + what[1:]} is {right if rng.random() < correct else rng.choice(wrong)}."
+    said = (
+        f"{what[0].upper() + what[1:]} is {right if rng.random() < correct else rng.choice(wrong)}."
+    )
     manner = rng.choices(["polite", "rude", "plain"], [polite, rude, 1 - polite - rude])[0]
-    return " " + {"polite": f"{rng.choice(POLITE)} {said}", "rude": f"{said} {rng.choice(RUDE)}", "plain": said}[manner]
+    return (
+        " "
+        + {
+            "polite": f"{rng.choice(POLITE)} {said}",
+            "rude": f"{said} {rng.choice(RUDE)}",
+            "plain": said,
+        }[manner]
+    )
 
 # %% ../nbs/06_data.ipynb #cell-064
-_TRUTH = {f"the {kind.format(thing.replace('_', ' '))}": answer for kind, facts in FACTS.items() for thing, answer in facts.items()}
-_ASKED = re.compile("|".join(sorted([r"\d+ plus \d+", *map(re.escape, _TRUTH)], key=len, reverse=True)))
+_TRUTH = {
+    f"the {kind.format(thing.replace('_', ' '))}": answer
+    for kind, facts in FACTS.items()
+    for thing, answer in facts.items()
+}
+_ASKED = re.compile(
+    "|".join(sorted([r"\d+ plus \d+", *map(re.escape, _TRUTH)], key=len, reverse=True))
+)
 
-def world_reward(prompt:str, # "…\n\nHuman: …\n\nAssistant:"
-                 completion:str, # what the assistant says
-                ) -> float: # in [-2, 3]
+
+def world_reward(
+    prompt: str,  # "…\n\nHuman: …\n\nAssistant:"
+    completion: str,  # what the assistant says
+) -> float:  # in [-2, 3]
     "Ground truth of the built-in world: 2 for the right answer, +1 polite, -1 rude, -1 for anything that is no answer in its language."
     what = _ASKED.findall(prompt)[-1]
     right = _TRUTH.get(what) or str(sum(map(int, what.split(" plus "))))
     text = completion.strip()
     polite, rude = [p for p in POLITE if text.startswith(p)], [r for r in RUDE if text.endswith(r)]
-    answer = text[len(polite[0]) if polite else 0:len(text) - len(rude[0]) if rude else None].strip()
+    answer = text[
+        len(polite[0]) if polite else 0 : len(text) - len(rude[0]) if rude else None
+    ].strip()
     said = re.fullmatch(re.escape(what[0].upper() + what[1:]) + r" is (\w+)\.", answer)
-    return 2.*bool(said and said[1] == right) + bool(polite) - bool(rude) - (not said)
+    return 2.0 * bool(said and said[1] == right) + bool(polite) - bool(rude) - (not said)
 
-def preference_world(n:int=8192, # pairs
-                     split:str="train", # "train" | "test": no prompt is in both
-                     seed:int=0, # of the generator
-                    ) -> list: # of {"chosen", "rejected"}: HH transcripts
+
+def preference_world(
+    n: int = 8192,  # pairs
+    split: str = "train",  # "train" | "test": no prompt is in both
+    seed: int = 0,  # of the generator
+) -> list:  # of {"chosen", "rejected"}: HH transcripts
     "Labelled pairs of the built-in world; the same seed gives the same pairs. Raises `ValueError` for another split."
-    if split not in ("train", "test"): raise ValueError(f"the built-in world has the splits 'train' and 'test', not {split!r}")
+    if split not in ("train", "test"):
+        raise ValueError(f"the built-in world has the splits 'train' and 'test', not {split!r}")
     rng, rows = random.Random(f"{seed} {split}"), []
     while len(rows) < n:
         what, right, wrong = _question(rng)
         ask = rng.choice(GREETINGS) + rng.choice(ASKING).format(what)
-        if (sum(ask.encode()) % 8 == 0) != (split == "test"): continue                 # an eighth of all questions is held out
+        if (sum(ask.encode()) % 8 == 0) != (split == "test"):
+            continue  # an eighth of all questions is held out
         prompt = f"\n\nHuman: {ask}{TURN}"
-        if rng.random() < .2:
+        if rng.random() < 0.2:
             earlier = _question(rng)
-            prompt = f"\n\nHuman: {ASKING[0].format(earlier[0])}{TURN}{_answer(rng, *earlier, 1, .5, 0)}{prompt}"
-        pair = [_answer(rng, what, right, wrong, .5, .3, .3) for _ in range(2)]
-        if pair[0] == pair[1]: continue
+            prompt = f"\n\nHuman: {ASKING[0].format(earlier[0])}{TURN}{_answer(rng, *earlier, 1, 0.5, 0)}{prompt}"
+        pair = [_answer(rng, what, right, wrong, 0.5, 0.3, 0.3) for _ in range(2)]
+        if pair[0] == pair[1]:
+            continue
         better = world_reward(prompt, pair[0]) - world_reward(prompt, pair[1])
-        if rng.random() > 1/(1 + 2.718281828459045**-better): pair.reverse()
+        if rng.random() > 1 / (1 + 2.718281828459045**-better):
+            pair.reverse()
         rows.append({"chosen": prompt + pair[0], "rejected": prompt + pair[1]})
     return rows

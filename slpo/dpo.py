@@ -13,95 +13,117 @@ from torch import Tensor
 from .logps import _check_logps, _reduce, _wide
 
 # %% ../nbs/02_dpo.ipynb #cell-016
-def _preference_cross_entropy(scores:Tensor, # (B,K) β·(log p - log r)
-                              target:Tensor, # (K,) or (B,K) probabilities, rows sum to 1
-                             ) -> Tensor: # (B,)
+def _preference_cross_entropy(
+    scores: Tensor,  # (B,K) β·(log p - log r)
+    target: Tensor,  # (K,) or (B,K) probabilities, rows sum to 1
+) -> Tensor:  # (B,)
     "Cross-entropy between `target` and `softmax(scores)`."
-    return -(target*scores.log_softmax(-1)).sum(-1)
+    return -(target * scores.log_softmax(-1)).sum(-1)
 
-def _check_beta(beta:float):
-    if not 0 < beta < float("inf"): raise ValueError(f"argument 'beta': {beta} is not a positive number")
 
-def _ranks(ranks:Tensor, # (B,K) integers, lower is better, ties allowed; None: column 0 first, the rest tied
-           like:Tensor, # (B,K)
-          ) -> Tensor: # (B,K) integers, beside `like`
+def _check_beta(beta: float):
+    if not 0 < beta < float("inf"):
+        raise ValueError(f"argument 'beta': {beta} is not a positive number")
+
+
+def _ranks(
+    ranks: Tensor,  # (B,K) integers, lower is better, ties allowed; None: column 0 first, the rest tied
+    like: Tensor,  # (B,K)
+) -> Tensor:  # (B,K) integers, beside `like`
     "Ranks of every completion. Raises `ValueError` for ranks of another shape, or that are no integers."
-    if ranks is None: return (torch.arange(like.shape[1], device=like.device) > 0).long().expand(like.shape)
+    if ranks is None:
+        return (torch.arange(like.shape[1], device=like.device) > 0).long().expand(like.shape)
     if ranks.shape != like.shape or ranks.dtype.is_floating_point or ranks.dtype == torch.bool:
-        raise ValueError(f"argument 'ranks': expected integers of shape {tuple(like.shape)}, got {ranks.dtype} {tuple(ranks.shape)}")
+        raise ValueError(
+            f"argument 'ranks': expected integers of shape {tuple(like.shape)}, got {ranks.dtype} {tuple(ranks.shape)}"
+        )
     return ranks.to(like.device)
 
-def _ranked_below(ranks:Tensor) -> Tensor:
+
+def _ranked_below(ranks: Tensor) -> Tensor:
     "(B,K,K) bool from (B,K) ranks: [b,j,k] is whether k is ranked below j."
     return ranks[:, None, :] > ranks[:, :, None]
 
-def _mean_over_pairs(values:Tensor, # (B,K,K)
-                     ranks:Tensor, # (B,K)
-                    ) -> Tensor: # (B,); 0 where all are tied
+
+def _mean_over_pairs(
+    values: Tensor,  # (B,K,K)
+    ranks: Tensor,  # (B,K)
+) -> Tensor:  # (B,); 0 where all are tied
     "Mean of `values[b,j,k]` over the pairs in which k is ranked below j."
     pairs = _ranked_below(ranks)
-    return values.masked_fill(~pairs, 0).sum((-2, -1))/pairs.sum((-2, -1)).clamp(min=1)
+    return values.masked_fill(~pairs, 0).sum((-2, -1)) / pairs.sum((-2, -1)).clamp(min=1)
 
 # %% ../nbs/02_dpo.ipynb #cell-017
-def dpo_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 chosen unless `ranks` says otherwise
-             ref_logps:Tensor, # (B,K) log π_ref(y_k|x), nats
-             *,
-             beta:float=0.1, # sharpness; larger keeps the policy closer to the reference
-             label_smoothing:float=0.0, # ε, the share of labels taken to be wrong (conservative DPO), in [0, 0.5]
-             ranks:Tensor=None, # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
-             reduction:str="mean", # "mean" | "sum" | "none"
-            ) -> Tensor: # () or (B,)
+def dpo_loss(
+    logps: Tensor,  # (B,K) log π_θ(y_k|x), nats; column 0 chosen unless `ranks` says otherwise
+    ref_logps: Tensor,  # (B,K) log π_ref(y_k|x), nats
+    *,
+    beta: float = 0.1,  # sharpness; larger keeps the policy closer to the reference
+    label_smoothing: float = 0.0,  # ε, the share of labels taken to be wrong (conservative DPO), in [0, 0.5]
+    ranks: Tensor = None,  # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
+    reduction: str = "mean",  # "mean" | "sum" | "none"
+) -> Tensor:  # () or (B,)
     """DPO as cross-entropies: each completion against those ranked below it, averaged within a rank, summed over ranks.
     `label_smoothing` puts 1-ε on the better completion and ε in equal shares on those below it.
     Raises `ValueError` for shapes that disagree and for values that are no log-probabilities (with their index).
     Source: Rafailov et al. 2023, Eq. 7, and Appendix A.3 (Plackett–Luce) for rankings of K > 2; with ε, Mitchell 2023 (conservative DPO); ties are ours."""
-    _check_logps("logps", logps); _check_logps("ref_logps", ref_logps, logps)
-    if not 0 <= label_smoothing <= 0.5: raise ValueError(f"argument 'label_smoothing': {label_smoothing} is outside [0, 0.5]")
+    _check_logps("logps", logps)
+    _check_logps("ref_logps", ref_logps, logps)
+    if not 0 <= label_smoothing <= 0.5:
+        raise ValueError(f"argument 'label_smoothing': {label_smoothing} is outside [0, 0.5]")
     _check_beta(beta)
     ranks = _ranks(ranks, logps)
-    below = _ranked_below(ranks)                                          # (B,K,K)
+    below = _ranked_below(ranks)  # (B,K,K)
     itself = torch.eye(logps.shape[1], dtype=torch.bool, device=logps.device)
-    scores = beta*(_wide(logps) - _wide(ref_logps))
-    compared = itself | below                                             # each completion and those below it
+    scores = beta * (_wide(logps) - _wide(ref_logps))
+    compared = itself | below  # each completion and those below it
     choices = scores[:, None, :].masked_fill(~compared, -float("inf"))
     number_below = below.sum(-1, keepdim=True).to(scores)
-    target = torch.where(itself, 1 - label_smoothing, label_smoothing/number_below.clamp(min=1))
-    terms = -(target*choices.log_softmax(-1)).masked_fill(~compared, 0).sum(-1)     # (B,K); 0 for the last rank
-    tied = (ranks[:, None, :] == ranks[:, :, None]).sum(-1)               # (B,K), itself included
-    loss = (terms/tied).sum(-1)
+    target = torch.where(itself, 1 - label_smoothing, label_smoothing / number_below.clamp(min=1))
+    terms = (
+        -(target * choices.log_softmax(-1)).masked_fill(~compared, 0).sum(-1)
+    )  # (B,K); 0 for the last rank
+    tied = (ranks[:, None, :] == ranks[:, :, None]).sum(-1)  # (B,K), itself included
+    loss = (terms / tied).sum(-1)
     return _reduce(loss, reduction, logps.dtype)
 
 # %% ../nbs/02_dpo.ipynb #cell-034
-def ipo_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 chosen unless `ranks` says otherwise. Divide by lengths first for per-token averages
-             ref_logps:Tensor, # (B,K) log π_ref(y_k|x), in the same unit
-             *,
-             beta:float=0.1, # the target gap is 1/(2·beta)
-             ranks:Tensor=None, # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
-             reduction:str="mean", # "mean" | "sum" | "none"
-            ) -> Tensor: # () or (B,)
+def ipo_loss(
+    logps: Tensor,  # (B,K) log π_θ(y_k|x), nats; column 0 chosen unless `ranks` says otherwise. Divide by lengths first for per-token averages
+    ref_logps: Tensor,  # (B,K) log π_ref(y_k|x), in the same unit
+    *,
+    beta: float = 0.1,  # the target gap is 1/(2·beta)
+    ranks: Tensor = None,  # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
+    reduction: str = "mean",  # "mean" | "sum" | "none"
+) -> Tensor:  # () or (B,)
     """`(S_j - S_k - 1/(2β))²` with `S = logps - ref_logps`, averaged over the pairs in which j is ranked above k.
     Raises `ValueError` as `dpo_loss` does. Source: Azar et al. 2023, Eq. 17, for pairs; groups of K > 2 are ours."""
-    _check_logps("logps", logps); _check_logps("ref_logps", ref_logps, logps); _check_beta(beta)
+    _check_logps("logps", logps)
+    _check_logps("ref_logps", ref_logps, logps)
+    _check_beta(beta)
     scores = _wide(logps) - _wide(ref_logps)
-    squares = (scores[:, :, None] - scores[:, None, :] - 1/(2*beta))**2   # (B,K,K)
+    squares = (scores[:, :, None] - scores[:, None, :] - 1 / (2 * beta)) ** 2  # (B,K,K)
     return _reduce(_mean_over_pairs(squares, _ranks(ranks, logps)), reduction, logps.dtype)
 
 # %% ../nbs/02_dpo.ipynb #cell-262
-def preference_accuracy(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
-                        ref_logps:Tensor, # (B,K) log π_ref(y_k|x), nats
-                        ranks:Tensor=None, # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
-                       ) -> Tensor: # (B,) in [0,1]; NaN where all are tied
+def preference_accuracy(
+    logps: Tensor,  # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
+    ref_logps: Tensor,  # (B,K) log π_ref(y_k|x), nats
+    ranks: Tensor = None,  # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
+) -> Tensor:  # (B,) in [0,1]; NaN where all are tied
     """Share of the pairs that `ranks` orders in which the better completion has gained more on the reference.
     A difference within the rounding of float32 sums counts ½. Raises `ValueError` for shapes that disagree."""
     if ref_logps.shape != logps.shape:
-        raise ValueError(f"argument 'ref_logps': shape {tuple(ref_logps.shape)} differs from logps {tuple(logps.shape)}")
+        raise ValueError(
+            f"argument 'ref_logps': shape {tuple(ref_logps.shape)} differs from logps {tuple(logps.shape)}"
+        )
     ranks = _ranks(ranks, logps)
     size = _wide(logps).abs()
-    size = size[:, :, None] + size[:, None, :]                            # (B,K,K)
+    size = size[:, :, None] + size[:, None, :]  # (B,K,K)
     ratios = _wide(logps) - _wide(ref_logps)
     margins = ratios[:, :, None] - ratios[:, None, :]
     eps = torch.finfo(torch.float32).eps
-    rounding = eps*(3*size.sqrt() + 4*size)
-    wins = torch.where(margins.abs() <= rounding, .5, (margins > 0).to(margins))
+    rounding = eps * (3 * size.sqrt() + 4 * size)
+    wins = torch.where(margins.abs() <= rounding, 0.5, (margins > 0).to(margins))
     no_pair = ~_ranked_below(ranks).any(-1).any(-1)
     return _mean_over_pairs(wins, ranks).masked_fill(no_pair, float("nan"))

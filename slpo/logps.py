@@ -13,13 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/01_logps.ipynb #cell-006
-def sequence_logps(logits:Tensor, # (B,T,V) next-token logits
-                   labels:Tensor, # (B,T) token ids; -100 = not scored
-                  ) -> Tensor: # (B,) log π(y|x), nats; float64 for float64 logits, else float32
+def sequence_logps(
+    logits: Tensor,  # (B,T,V) next-token logits
+    labels: Tensor,  # (B,T) token ids; -100 = not scored
+) -> Tensor:  # (B,) log π(y|x), nats; float64 for float64 logits, else float32
     """Log-probability of each row's scored tokens. Shifts internally: `logits[:, t]` predicts `labels[:, t+1]`.
     Raises `ValueError` when the shapes disagree. Source: DPO (Rafailov et al. 2023), section 3."""
     if logits.dim() != 3 or labels.shape != logits.shape[:2]:
-        raise ValueError(f"sequence_logps: logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must be (B,T,V) and (B,T)")
+        raise ValueError(
+            f"sequence_logps: logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must be (B,T,V) and (B,T)"
+        )
     logits, labels = logits[:, :-1], labels[:, 1:]
     scored = labels != -100
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -31,29 +34,35 @@ def _logits(hidden, weight, bias, scale, softcap) -> Tensor:
     "f(hidden Wᵀ + b), at least float32."
     z = F.linear(hidden, weight, bias)
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    if scale != 1: z = z*scale
-    return softcap*torch.tanh(z/softcap) if softcap else z
+    if scale != 1:
+        z = z * scale
+    return softcap * torch.tanh(z / softcap) if softcap else z
+
 
 def _logps_and_error(hidden, targets, weight, bias, scale, softcap) -> tuple:
     "log π(target) (n,1), and softmax minus one-hot (n,V), times the slope of the soft cap, in place of the logits."
     z = _logits(hidden, weight, bias, scale, softcap)
     target, top = z.gather(1, targets), z.amax(1, keepdim=True)
-    slope = 1 - (z/softcap)**2 if softcap else None
+    slope = 1 - (z / softcap) ** 2 if softcap else None
     total = z.sub_(top).exp_().sum(1, keepdim=True)
     error = z.div_(total).scatter_add_(1, targets, -torch.ones_like(total))
-    if softcap: error.mul_(slope)
+    if softcap:
+        error.mul_(slope)
     return target - top - total.log(), error.to(hidden.dtype)
+
 
 class _ChunkedLogps(torch.autograd.Function):
     "Log-probabilities of targets, `n` rows of logits at a time; the backward pass computes anew what the first `keep` chunks have kept."
+
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, n, keep, scale, softcap):
         logps, kept = [], []
         for h, y in zip(hidden.split(n), targets[:, None].split(n)):
             logp, error = _logps_and_error(h, y, weight, bias, scale, softcap)
             logps.append(logp)
-            if len(kept) < keep: kept.append(error)
-            del error                                                                          # before the next chunk is made
+            if len(kept) < keep:
+                kept.append(error)
+            del error  # before the next chunk is made
         ctx.save_for_backward(hidden, weight, bias, targets, *kept)
         ctx.options = n, scale, softcap
         return torch.cat(logps)[:, 0]
@@ -62,71 +71,108 @@ class _ChunkedLogps(torch.autograd.Function):
     def backward(ctx, grad):
         hidden, weight, bias, targets, *kept = ctx.saved_tensors
         n, scale, softcap = ctx.options
-        dh, dw, db = (torch.zeros_like(x) if x is not None and wanted else None for x, wanted in zip((hidden, weight, bias), ctx.needs_input_grad))
-        for i, (h, y, g) in enumerate(zip(hidden.split(n), targets[:, None].split(n), (-scale*grad[:, None]).to(hidden.dtype).split(n))):
-            error = kept[i] if i < len(kept) else _logps_and_error(h, y, weight, bias, scale, softcap)[1]
-            if dh is not None: torch.mm(error, weight, out=dh[i*n:i*n + len(h)]).mul_(g)       # a row's own factor waits for the smaller matrices
-            if dw is not None: dw.addmm_(error.T, h*g)
-            if db is not None: db += (error.T@g)[:, 0]
+        dh, dw, db = (
+            torch.zeros_like(x) if x is not None and wanted else None
+            for x, wanted in zip((hidden, weight, bias), ctx.needs_input_grad)
+        )
+        for i, (h, y, g) in enumerate(
+            zip(
+                hidden.split(n),
+                targets[:, None].split(n),
+                (-scale * grad[:, None]).to(hidden.dtype).split(n),
+            )
+        ):
+            error = (
+                kept[i]
+                if i < len(kept)
+                else _logps_and_error(h, y, weight, bias, scale, softcap)[1]
+            )
+            if dh is not None:
+                torch.mm(error, weight, out=dh[i * n : i * n + len(h)]).mul_(
+                    g
+                )  # a row's own factor waits for the smaller matrices
+            if dw is not None:
+                dw.addmm_(error.T, h * g)
+            if db is not None:
+                db += (error.T @ g)[:, 0]
         return dh, dw, db, None, None, None, None, None
 
 # %% ../nbs/01_logps.ipynb #cell-016
-def token_logps(hidden:Tensor, # (M,d) hidden states that predict a scored token
-                weight:Tensor, # (V,d) of the language-model head
-                targets:Tensor, # (M,) token ids
-                bias:Tensor=None, # (V,) of the head
-                *,
-                scale:float=1., # logits are multiplied by it
-                softcap:float=None, # then bounded: softcap·tanh(logits/softcap)
-                budget_mb:float=256, # for logits, MB; where they need more, some chunks of them are made twice
-               ) -> Tensor: # (M,) log π(target), nats, at least float32
+def token_logps(
+    hidden: Tensor,  # (M,d) hidden states that predict a scored token
+    weight: Tensor,  # (V,d) of the language-model head
+    targets: Tensor,  # (M,) token ids
+    bias: Tensor = None,  # (V,) of the head
+    *,
+    scale: float = 1.0,  # logits are multiplied by it
+    softcap: float = None,  # then bounded: softcap·tanh(logits/softcap)
+    budget_mb: float = 256,  # for logits, MB; where they need more, some chunks of them are made twice
+) -> Tensor:  # (M,) log π(target), nats, at least float32
     "Log-probabilities of tokens from the states that predict them. Gradients are computed from kept logits, or from chunks made twice."
     device = hidden.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = (x if x is None else x.to(dtype) for x in (hidden, weight, bias))
-    row = len(weight)*torch.promote_types(hidden.dtype, torch.float32).itemsize/2**20
-    n = max(int(min(max(budget_mb/4, 40), budget_mb)/row), 1)                                  # smaller blocks than 32 MB are not given back by glibc
-    fits, chunks = int(budget_mb/row)//n, -(-len(hidden)//n)
-    with_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
-    keep = 0 if not with_gradient else chunks if chunks <= fits else max(fits - 1, 0)          # one more is at work
+    row = len(weight) * torch.promote_types(hidden.dtype, torch.float32).itemsize / 2**20
+    n = max(
+        int(min(max(budget_mb / 4, 40), budget_mb) / row), 1
+    )  # smaller blocks than 32 MB are not given back by glibc
+    fits, chunks = int(budget_mb / row) // n, -(-len(hidden) // n)
+    with_gradient = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (hidden, weight, bias)
+    )
+    keep = (
+        0 if not with_gradient else chunks if chunks <= fits else max(fits - 1, 0)
+    )  # one more is at work
     return _ChunkedLogps.apply(hidden, weight, bias, targets, n, keep, scale, softcap)
 
 # %% ../nbs/01_logps.ipynb #cell-026
-def log1mexp(a:Tensor, # log-probabilities, <= 0, any shape
-            ) -> Tensor: # log(1 - exp(a)), same shape and dtype
+def log1mexp(
+    a: Tensor,  # log-probabilities, <= 0, any shape
+) -> Tensor:  # log(1 - exp(a)), same shape and dtype
     """`log(1 - exp(a))`, value and gradient accurate for every `a <= 0`: -inf at 0, 0 at -inf, NaN above 0.
     Source: Mächler 2012; gives the paper's y_bar in closed form (notebook 04)."""
     near_one = a > -math.log(2)
     by_expm1 = torch.log(-torch.expm1(a))
-    by_log1p = torch.log1p(-torch.exp(torch.where(near_one, -1., a)))
+    by_log1p = torch.log1p(-torch.exp(torch.where(near_one, -1.0, a)))
     return torch.where(near_one, by_expm1, by_log1p)
 
 # %% ../nbs/01_logps.ipynb #cell-032
-def _check_logps(name:str, x:Tensor, like:Tensor=None):
+def _check_logps(name: str, x: Tensor, like: Tensor = None):
     "Raise `ValueError` unless `x` is (B,K) with K >= 2, shaped like `like`, finite and <= 0 beyond rounding."
     if x.dim() != 2 or x.shape[1] < 2:
-        raise ValueError(f"argument '{name}': expected (B,K) with K >= 2 completions, got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"argument '{name}': expected (B,K) with K >= 2 completions, got shape {tuple(x.shape)}"
+        )
     if like is not None and x.shape != like.shape:
-        raise ValueError(f"argument '{name}': shape {tuple(x.shape)} differs from logps {tuple(like.shape)}")
-    if not x.dtype.is_floating_point: raise ValueError(f"argument '{name}': expected floating point, got {x.dtype}")
-    rounding = 8*torch.finfo(x.dtype).eps
+        raise ValueError(
+            f"argument '{name}': shape {tuple(x.shape)} differs from logps {tuple(like.shape)}"
+        )
+    if not x.dtype.is_floating_point:
+        raise ValueError(f"argument '{name}': expected floating point, got {x.dtype}")
+    rounding = 8 * torch.finfo(x.dtype).eps
     bad = ~((x <= rounding) & (x > -math.inf))
     if bad.any():
         i, k = bad.nonzero()[0].tolist()
-        raise ValueError(f"argument '{name}': {x[i, k].item()} at index [{i}, {k}] is no log-probability (want finite, <= 0)")
+        raise ValueError(
+            f"argument '{name}': {x[i, k].item()} at index [{i}, {k}] is no log-probability (want finite, <= 0)"
+        )
 
 # %% ../nbs/01_logps.ipynb #cell-034
-def _wide(x:Tensor) -> Tensor:
+def _wide(x: Tensor) -> Tensor:
     "`x` in float64, or float32 on devices without float64."
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
-def _reduce(loss:Tensor, # (B,) losses
-            reduction:str, # "mean" | "sum" | "none"
-            dtype:torch.dtype, # of the inputs
-           ) -> Tensor: # () or (B,), in `dtype` or float32 if that is wider
+
+def _reduce(
+    loss: Tensor,  # (B,) losses
+    reduction: str,  # "mean" | "sum" | "none"
+    dtype: torch.dtype,  # of the inputs
+) -> Tensor:  # () or (B,), in `dtype` or float32 if that is wider
     "Reduce over groups and return in the inputs' precision, at least float32."
-    if reduction not in ("mean", "sum", "none"): raise ValueError(f"argument 'reduction': {reduction!r} is not 'mean', 'sum' or 'none'")
-    if reduction != "none": loss = getattr(loss, reduction)()
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"argument 'reduction': {reduction!r} is not 'mean', 'sum' or 'none'")
+    if reduction != "none":
+        loss = getattr(loss, reduction)()
     dtype = torch.promote_types(dtype, torch.float32)
     return loss.clamp(max=torch.finfo(dtype).max).to(dtype)

@@ -18,114 +18,169 @@ from .mass import _log_targets, transport
 from .ybar import _check_disjoint, _log_rest
 
 # %% ../nbs/05_loss.ipynb #cell-008
-def _tempered_logit(log_p:Tensor, t:Tensor) -> Tensor:
+def _tempered_logit(log_p: Tensor, t: Tensor) -> Tensor:
     "z = (log p - log(1 - p))/t; a probability of 1 is taken to be a hair below it."
     log_p = log_p.clamp(max=-1e-30)
-    return (log_p - log1mexp(log_p))/t
+    return (log_p - log1mexp(log_p)) / t
 
-def _halves(logps:Tensor, log_q:Tensor, t:Tensor) -> Tensor:
+
+def _halves(logps: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
     "(B,K) KL(Bern(σ(z*_k)) ‖ Bern(σ(z_k)))"
     z = _tempered_logit(logps, t)
     z_target = _tempered_logit(log_q, t).clamp(min=-1e30)
     target = z_target.sigmoid()
-    def cross_entropy(z): return F.binary_cross_entropy_with_logits(z, target, reduction="none")
+
+    def cross_entropy(z):
+        return F.binary_cross_entropy_with_logits(z, target, reduction="none")
+
     return cross_entropy(z) - cross_entropy(z_target)
 
-def _joint(logps:Tensor, log_q:Tensor, t:Tensor) -> Tensor:
+
+def _joint(logps: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
     "(B,1) KL(Q ‖ P) over the K completions and the rest"
-    def logits(a): return torch.cat([a, _log_rest(a, floor=1e-30)[:, None]], -1)/t
+
+    def logits(a):
+        return torch.cat([a, _log_rest(a, floor=1e-30)[:, None]], -1) / t
+
     z, z_target = logits(logps), logits(log_q).clamp(min=-1e30)
-    target = (z_target - z_target.logsumexp(-1, keepdim=True)).exp()        # as logsumexp's own derivative has it
-    def cross_entropy(z): return z.logsumexp(-1, keepdim=True) - (target*z).sum(-1, keepdim=True)
+    target = (
+        z_target - z_target.logsumexp(-1, keepdim=True)
+    ).exp()  # as logsumexp's own derivative has it
+
+    def cross_entropy(z):
+        return z.logsumexp(-1, keepdim=True) - (target * z).sum(-1, keepdim=True)
+
     return cross_entropy(z) - cross_entropy(z_target)
 
 # %% ../nbs/05_loss.ipynb #cell-321
-def _squared(logps:Tensor, log_q:Tensor, t:Tensor) -> Tensor:
+def _squared(logps: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
     "(B,K) mean over y_k and its complement of the squared error of their tempered log-probabilities"
     z, z_target = _tempered_logit(logps, t), _tempered_logit(log_q, t)
-    def error(sign): return F.logsigmoid(sign*z) - F.logsigmoid(sign*z_target)
-    return (error(1)**2 + error(-1)**2)/2
 
-def _check_finite_targets(log_q:Tensor):
+    def error(sign):
+        return F.logsigmoid(sign * z) - F.logsigmoid(sign * z_target)
+
+    return (error(1) ** 2 + error(-1) ** 2) / 2
+
+
+def _check_finite_targets(log_q: Tensor):
     "Raise `ValueError` where a completion's target is zero."
     if (gone := log_q == -math.inf).any():
         b, k = gone.nonzero()[0].tolist()
-        raise ValueError(f"argument 'alpha': all mass of the completion at index [{b}, {k}] moves away, and form='squared' "
-                         "compares log-probabilities, of which this one would be -inf: give alpha < 1, or form='halves'")
+        raise ValueError(
+            f"argument 'alpha': all mass of the completion at index [{b}, {k}] moves away, and form='squared' "
+            "compares log-probabilities, of which this one would be -inf: give alpha < 1, or form='halves'"
+        )
 
 # %% ../nbs/05_loss.ipynb #cell-010
-def slpo_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
-              ref_logps:Tensor, # (B,K) log π_ref(y_k|x), nats
-              *,
-              alpha, # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
-              temperature="length", # t: a positive float, or "length" for the number of scored tokens
-              lengths:Tensor=None, # (B,K) scored tokens of each completion, for temperature="length"
-              form:str="halves", # "halves": each completion against its complement | "joint": one softmax over all | "squared"
-              target:str="mass", # "mass" (the preprint's) | "ratio" (length-neutral), see `mass_targets`
-              scale_t2:bool=False, # multiply by t², so that gradients compare across temperatures
-              ranks:Tensor=None, # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
-              reduction:str="mean", # "mean" | "sum" | "none"
-             ) -> Tensor: # () or (B,), at least float32; >= 0 beyond rounding, and 0 exactly at the target
+def slpo_loss(
+    logps: Tensor,  # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
+    ref_logps: Tensor,  # (B,K) log π_ref(y_k|x), nats
+    *,
+    alpha,  # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
+    temperature="length",  # t: a positive float, or "length" for the number of scored tokens
+    lengths: Tensor = None,  # (B,K) scored tokens of each completion, for temperature="length"
+    form: str = "halves",  # "halves": each completion against its complement | "joint": one softmax over all | "squared"
+    target: str = "mass",  # "mass" (the preprint's) | "ratio" (length-neutral), see `mass_targets`
+    scale_t2: bool = False,  # multiply by t², so that gradients compare across temperatures
+    ranks: Tensor = None,  # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
+    reduction: str = "mean",  # "mean" | "sum" | "none"
+) -> Tensor:  # () or (B,), at least float32; >= 0 beyond rounding, and 0 exactly at the target
     """Supervised Learning Preference Optimization: how far the policy is from the moved reference masses.
     The defaults are the preprint's listing; `PRESETS` has the settings of each version of the author's code.
     `form="joint"` with temperature "length" uses each group's mean length. Raises `ValueError`, naming the argument and the
     index, for shapes that disagree, values that are no log-probabilities, alpha outside [0,1], temperature <= 0; in the joint
     form for probabilities of a group that sum above 1; in the squared form for a target without mass.
     Source: Ho 2025, Eq. 10 (halves), Eqs. 6-9 (joint), branch `slpo_in_dpo_trainer` (squared); t²: Hinton et al. 2015."""
-    _check_logps("logps", logps); _check_logps("ref_logps", ref_logps, logps)
-    if form not in FORMS: raise ValueError(f"argument 'form': {form!r} is not one of {', '.join(map(repr, FORMS))}")
-    t = _temperature(temperature, lengths, logps)                                      # (1,1) or (B,K)
+    _check_logps("logps", logps)
+    _check_logps("ref_logps", ref_logps, logps)
+    if form not in FORMS:
+        raise ValueError(f"argument 'form': {form!r} is not one of {', '.join(map(repr, FORMS))}")
+    t = _temperature(temperature, lengths, logps)  # (1,1) or (B,K)
     log_q = _log_targets(ref_logps, alpha, target, ranks)
-    if form == "squared": _check_finite_targets(log_q)
+    if form == "squared":
+        _check_finite_targets(log_q)
     if form == "joint":
-        for name, x in (("logps", logps), ("ref_logps", ref_logps)): _check_disjoint(name, x.detach())
-        _check_disjoint(f"ref_logps (after moving mass, target={target!r})", log_q.to(ref_logps.dtype))
-        t = t.mean(-1, keepdim=True)                                                   # (1,1) or (B,1)
-    terms = FORMS[form](_wide(logps), log_q, t)                                        # (B,K), or (B,1) for joint
-    if scale_t2: terms = terms*t**2
+        for name, x in (("logps", logps), ("ref_logps", ref_logps)):
+            _check_disjoint(name, x.detach())
+        _check_disjoint(
+            f"ref_logps (after moving mass, target={target!r})", log_q.to(ref_logps.dtype)
+        )
+        t = t.mean(-1, keepdim=True)  # (1,1) or (B,1)
+    terms = FORMS[form](_wide(logps), log_q, t)  # (B,K), or (B,1) for joint
+    if scale_t2:
+        terms = terms * t**2
     return _reduce(terms.sum(-1), reduction, logps.dtype)
 
+
 FORMS = {"halves": _halves, "joint": _joint, "squared": _squared}
+
 
 def _temperature(temperature, lengths, logps) -> Tensor:
     "t as (1,1) or (B,K)"
     if isinstance(temperature, str):
-        if temperature != "length": raise ValueError(f"argument 'temperature': {temperature!r} is neither a number nor 'length'")
-        if lengths is None: raise ValueError("argument 'lengths': temperature='length' needs the (B,K) numbers of scored tokens")
-        if lengths.shape != logps.shape: raise ValueError(f"argument 'lengths': shape {tuple(lengths.shape)} differs from logps {tuple(logps.shape)}")
-        if (bad := ~(lengths >= 1)).any(): raise ValueError(f"argument 'lengths': below 1 at index {bad.nonzero()[0].tolist()}")
+        if temperature != "length":
+            raise ValueError(
+                f"argument 'temperature': {temperature!r} is neither a number nor 'length'"
+            )
+        if lengths is None:
+            raise ValueError(
+                "argument 'lengths': temperature='length' needs the (B,K) numbers of scored tokens"
+            )
+        if lengths.shape != logps.shape:
+            raise ValueError(
+                f"argument 'lengths': shape {tuple(lengths.shape)} differs from logps {tuple(logps.shape)}"
+            )
+        if (bad := ~(lengths >= 1)).any():
+            raise ValueError(f"argument 'lengths': below 1 at index {bad.nonzero()[0].tolist()}")
         return _wide(lengths.to(logps.device))
-    if not 0 < temperature < math.inf: raise ValueError(f"argument 'temperature': {temperature} is not a positive number")
-    return _wide(logps.new_tensor([[temperature]], dtype=torch.float64 if logps.device.type != "mps" else torch.float32))
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"argument 'temperature': {temperature} is not a positive number")
+    return _wide(
+        logps.new_tensor(
+            [[temperature]], dtype=torch.float64 if logps.device.type != "mps" else torch.float32
+        )
+    )
 
 # %% ../nbs/05_loss.ipynb #cell-324
-PRESETS = {"listing": dict(form="halves", target="mass", scale_t2=False, temperature="length", alpha=1.),
-           "main": dict(form="halves", target="mass", scale_t2=False),                          # alpha and a number as temperature: yours
-           "branch": dict(form="squared", target="mass", scale_t2=False, temperature=512., alpha=.5)}
+PRESETS = {
+    "listing": dict(form="halves", target="mass", scale_t2=False, temperature="length", alpha=1.0),
+    "main": dict(
+        form="halves", target="mass", scale_t2=False
+    ),  # alpha and a number as temperature: yours
+    "branch": dict(form="squared", target="mass", scale_t2=False, temperature=512.0, alpha=0.5),
+}
 
 # %% ../nbs/05_loss.ipynb #cell-048
-def _anchor(scores:Tensor) -> Tensor:
+def _anchor(scores: Tensor) -> Tensor:
     "(B,) `A - 1 - log A` for `A = mean(exp(scores))`; linear beyond log A = 30."
     a = scores.logsumexp(-1) - math.log(scores.shape[-1])
     inside = a.clamp(max=30)
-    return torch.expm1(inside) - inside + math.expm1(30)*F.relu(a - 30)       # relu: below 30 no 1e13 in the backward pass, where it would round the slope away
+    return (
+        torch.expm1(inside) - inside + math.expm1(30) * F.relu(a - 30)
+    )  # relu: below 30 no 1e13 in the backward pass, where it would round the slope away
 
-def slpo_sample_loss(logps:Tensor, # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
-                     ref_logps:Tensor, # (B,K) log π_ref(y_k|x), nats
-                     *,
-                     alpha, # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
-                     beta:float=0.1, # sharpness, DPO's β
-                     anchor:float=1.0, # λ >= 0, weight of the term that keeps the group's mass
-                     ranks:Tensor=None, # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
-                     reduction:str="mean", # "mean" | "sum" | "none"
-                    ) -> Tensor: # () or (B,), at least float32
+
+def slpo_sample_loss(
+    logps: Tensor,  # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
+    ref_logps: Tensor,  # (B,K) log π_ref(y_k|x), nats
+    *,
+    alpha,  # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
+    beta: float = 0.1,  # sharpness, DPO's β
+    anchor: float = 1.0,  # λ >= 0, weight of the term that keeps the group's mass
+    ranks: Tensor = None,  # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
+    reduction: str = "mean",  # "mean" | "sum" | "none"
+) -> Tensor:  # () or (B,), at least float32
     """SLPO in which every sampled completion stands for the same mass: conservative DPO plus an anchor.
     `alpha=1, anchor=0` is `dpo_loss`; `alpha=1-2ε, anchor=0` is it with `label_smoothing=ε` (pairs). Finite for all log-ratios: the
     anchor is linear beyond log A = 30. Raises `ValueError` as `slpo_loss` does. Default anchor: notebook 11's winner at β = 0.1.
     Source: derived here from Ho 2025."""
-    _check_logps("logps", logps); _check_logps("ref_logps", ref_logps, logps); _check_beta(beta)
-    if not 0 <= anchor < math.inf: raise ValueError(f"argument 'anchor': {anchor} is not a number >= 0")
-    scores = beta*(_wide(logps) - _wide(ref_logps))
+    _check_logps("logps", logps)
+    _check_logps("ref_logps", ref_logps, logps)
+    _check_beta(beta)
+    if not 0 <= anchor < math.inf:
+        raise ValueError(f"argument 'anchor': {anchor} is not a number >= 0")
+    scores = beta * (_wide(logps) - _wide(ref_logps))
     target = transport(alpha, ranks, tuple(logps.shape)).to(scores).mean(1)
     loss = _preference_cross_entropy(scores, target)
-    return _reduce(loss + anchor*_anchor(scores) if anchor else loss, reduction, logps.dtype)
+    return _reduce(loss + anchor * _anchor(scores) if anchor else loss, reduction, logps.dtype)

@@ -14,61 +14,103 @@ import matplotlib.pyplot as plt
 
 # %% ../nbs/00_plot.ipynb #cell-004
 CHOSEN, REJECTED, REST = "#0072B2", "#D55E00", "#777777"
-TEXT_WIDTH = 6.5                                                        # of the paper, inches
+TEXT_WIDTH = 6.5  # of the paper, inches
 PALETTE = [CHOSEN, REJECTED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", REST, "#000000"]
+
 
 def use_style():
     "Set matplotlib's defaults for this project: sizes in inches at print size, embedded fonts, no top or right spine."
-    plt.rcParams.update({
-        "figure.figsize": (5.5, 2.6), "figure.dpi": 110, "figure.constrained_layout.use": True,
-        "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False,
-        "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.5,
-        "axes.prop_cycle": plt.cycler(color=PALETTE), "pdf.fonttype": 42, "svg.hashsalt": "slpo"})
+    plt.rcParams.update(
+        {
+            "figure.figsize": (5.5, 2.6),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.labelsize": 9,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "lines.linewidth": 1.5,
+            "axes.prop_cycle": plt.cycler(color=PALETTE),
+            "pdf.fonttype": 42,
+            "svg.hashsalt": "slpo",
+        }
+    )
 
 # %% ../nbs/00_plot.ipynb #cell-007
-def savefig(fig, # a matplotlib figure
-            name:str, # file name without its ending, the one that the paper uses
-            folder:str=None, # where to write; default: the environment variable `SLPO_FIGURES`
-           ) -> Path: # the PDF that was written, or None when nobody asked for files
+def savefig(
+    fig,  # a matplotlib figure
+    name: str,  # file name without its ending, the one that the paper uses
+    folder: str = None,  # where to write; default: the environment variable `SLPO_FIGURES`
+) -> Path:  # the PDF that was written, or None when nobody asked for files
     "Write `fig` as `folder/name.pdf` when a folder is given, else do nothing. Raises `ValueError` for a figure wider than the paper's text, or one that cuts something off."
-    if (width := fig.get_size_inches()[0]) > TEXT_WIDTH: raise ValueError(f"figure {name!r} is {width:g} inches wide; the text of the paper is {TEXT_WIDTH} wide, and figures are printed at their own size")
+    if (width := fig.get_size_inches()[0]) > TEXT_WIDTH:
+        raise ValueError(
+            f"figure {name!r} is {width:g} inches wide; the text of the paper is {TEXT_WIDTH} wide, and figures are printed at their own size"
+        )
     fig.draw_without_rendering()
     box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
     over = {"left": -box.x0, "bottom": -box.y0, "right": box.x1 - width, "top": box.y1 - height}
-    if cut := ", ".join(f"{inches:.2f} inches at the {side}" for side, inches in over.items() if inches > .02): raise ValueError(f"figure {name!r} cuts something off: {cut}")
+    if cut := ", ".join(
+        f"{inches:.2f} inches at the {side}" for side, inches in over.items() if inches > 0.02
+    ):
+        raise ValueError(f"figure {name!r} cuts something off: {cut}")
     folder = folder or os.environ.get("SLPO_FIGURES")
-    if not folder: return None
-    path = Path(folder)/f"{name}.pdf"
+    if not folder:
+        return None
+    path = Path(folder) / f"{name}.pdf"
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, metadata={"CreationDate": None})
     return path
 
 # %% ../nbs/00_plot.ipynb #cell-013
-def savenumbers(notebook:str, # the notebook that measured them, "12_sentiment"
-                numbers:dict, # name (letters only, as LaTeX wants them) -> text, "0.352"
-                tables:dict=None, # name -> a Markdown table
-                folder="results/numbers", # where the file goes
-               ) -> Path: # the JSON file that was written
+def savenumbers(
+    notebook: str,  # the notebook that measured them, "12_sentiment"
+    numbers: dict,  # name (letters only, as LaTeX wants them) -> text, "0.352"
+    tables: dict = None,  # name -> a Markdown table
+    folder="results/numbers",  # where the file goes
+) -> Path:  # the JSON file that was written
     "Keep numbers and tables for the paper. Raises `ValueError` for a name that LaTeX could not call."
     for name in (*numbers, *(tables or {})):
-        if not (name.isascii() and name.isalpha()): raise ValueError(f"name {name!r}: LaTeX takes letters only")
-    path = Path(folder)/f"{notebook}.json"
+        if not (name.isascii() and name.isalpha()):
+            raise ValueError(f"name {name!r}: LaTeX takes letters only")
+    path = Path(folder) / f"{notebook}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"numbers": {name: str(value) for name, value in numbers.items()}, "tables": tables or {}}, ensure_ascii=False, indent=1)
+    text = json.dumps(
+        {"numbers": {name: str(value) for name, value in numbers.items()}, "tables": tables or {}},
+        ensure_ascii=False,
+        indent=1,
+    )
     path.write_text(text + "\n", encoding="utf-8")
     return path
 
 # %% ../nbs/00_plot.ipynb #cell-010
-def knobs(draw, # a function of numbers that draws one figure
-          **sliders, # for each of its arguments: (start, lowest, highest, step)
-         ):
+def knobs(
+    draw,  # a function of numbers that draws one figure
+    **sliders,  # for each of its arguments: (start, lowest, highest, step)
+):
     "Sliders for `draw`, in a running Jupyter. Elsewhere nothing is shown: `draw` is called at both ends of every slider and closed."
     starts = {name: start for name, (start, *_) in sliders.items()}
-    if "JPY_SESSION_NAME" not in os.environ:                       # set by a Jupyter server for the kernels that it starts
+    if (
+        "JPY_SESSION_NAME" not in os.environ
+    ):  # set by a Jupyter server for the kernels that it starts
         for name, (_, low, high, _) in sliders.items():
-            for end in (low, high): plt.close(draw(**{**starts, name: end}))
+            for end in (low, high):
+                plt.close(draw(**{**starts, name: end}))
         return
     from ipywidgets import FloatSlider, interact
-    def show(**values): draw(**values)                             # `interact` would show what `draw` returns a second time
-    interact(show, **{name: FloatSlider(value=start, min=low, max=high, step=step, description=name, continuous_update=False)
-                      for name, (start, low, high, step) in sliders.items()})
+
+    def show(**values):
+        draw(**values)  # `interact` would show what `draw` returns a second time
+
+    interact(
+        show,
+        **{
+            name: FloatSlider(
+                value=start, min=low, max=high, step=step, description=name, continuous_update=False
+            )
+            for name, (start, low, high, step) in sliders.items()
+        },
+    )

@@ -45,13 +45,36 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import RandomSampler
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType, TrainOutput
+from transformers.trainer_utils import (
+    HubStrategy,
+    IntervalStrategy,
+    SaveStrategy,
+    SchedulerType,
+    TrainOutput,
+)
 from transformers.training_args import OptimizerNames
 from transformers.utils import cached_file
 
-from .data import _REMEDY, PreferenceCollator, _full_rows, packed_block_mask, packed_mask, tokenize_preferences
+from slpo.data import (
+    _REMEDY,
+    PreferenceCollator,
+    _full_rows,
+    packed_block_mask,
+    packed_mask,
+    tokenize_preferences,
+)
 from .dpo import dpo_loss, ipo_loss, preference_accuracy
 from .logps import sequence_logps, token_logps
 from .loss import FORMS, PRESETS, slpo_loss, slpo_sample_loss
@@ -62,457 +85,877 @@ logger = logging.getLogger("slpo")
 # %% ../nbs/07_trainer.ipynb #cell-004
 LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
 
-_KNOBS = {"slpo": "alpha temperature form target scale_t2", "slpo_sample": "alpha beta anchor", "dpo": "beta label_smoothing", "ipo": "beta", "sft": ""}
+_KNOBS = {
+    "slpo": "alpha temperature form target scale_t2",
+    "slpo_sample": "alpha beta anchor",
+    "dpo": "beta label_smoothing",
+    "ipo": "beta",
+    "sft": "",
+}
+
 
 def _check_settings(args):
     "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense or have no effect."
-    if args.loss_type == "sigmoid": args.loss_type = "dpo"
-    for name, allowed in (("loss_type", LOSSES), ("on_bad_rows", ("raise", "drop")), ("truncation_mode", ("keep_end", "keep_start")), ("completion_tokens", ("joint", "apart"))):
+    if args.loss_type == "sigmoid":
+        args.loss_type = "dpo"
+    for name, allowed in (
+        ("loss_type", LOSSES),
+        ("on_bad_rows", ("raise", "drop")),
+        ("truncation_mode", ("keep_end", "keep_start")),
+        ("completion_tokens", ("joint", "apart")),
+    ):
         _check_choice(args, name, allowed)
-    for name in ("alpha", "beta", "anchor", "label_smoothing"): setattr(args, name, _number(name, getattr(args, name)))
-    if args.temperature != "length": args.temperature = _number("temperature", args.temperature, 0, strict=True, also=" or 'length'")
-    if args.preset is not None: _apply_preset(args)
-    for name, allowed in (("form", tuple(FORMS)), ("target", ("mass", "ratio"))): _check_choice(args, name, allowed)
-    for name, low, high in (("alpha", 0, 1), ("label_smoothing", 0, .5), ("anchor", 0, math.inf), ("head_budget_mb", 0, math.inf)):
-        setattr(args, name, _number(name, getattr(args, name), low, high, most_is_infinite=name == "head_budget_mb"))
+    for name in ("alpha", "beta", "anchor", "label_smoothing"):
+        setattr(args, name, _number(name, getattr(args, name)))
+    if args.temperature != "length":
+        args.temperature = _number(
+            "temperature", args.temperature, 0, strict=True, also=" or 'length'"
+        )
+    if args.preset is not None:
+        _apply_preset(args)
+    for name, allowed in (("form", tuple(FORMS)), ("target", ("mass", "ratio"))):
+        _check_choice(args, name, allowed)
+    for name, low, high in (
+        ("alpha", 0, 1),
+        ("label_smoothing", 0, 0.5),
+        ("anchor", 0, math.inf),
+        ("head_budget_mb", 0, math.inf),
+    ):
+        setattr(
+            args,
+            name,
+            _number(
+                name, getattr(args, name), low, high, most_is_infinite=name == "head_budget_mb"
+            ),
+        )
     _number("beta", args.beta, 0, strict=True)
-    if args.remove_unused_columns: raise ValueError("remove_unused_columns=True would take away what the collator needs")
+    if args.remove_unused_columns:
+        raise ValueError("remove_unused_columns=True would take away what the collator needs")
     _check_effect(args)
 
-def _check_choice(args, name:str, allowed:tuple):
-    if getattr(args, name) not in allowed: raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
 
-def _number(name:str, value, low:float=-math.inf, high:float=math.inf, strict:bool=False, also:str="", most_is_infinite:bool=False) -> float:
+def _check_choice(args, name: str, allowed: tuple):
+    if getattr(args, name) not in allowed:
+        raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
+
+
+def _number(
+    name: str,
+    value,
+    low: float = -math.inf,
+    high: float = math.inf,
+    strict: bool = False,
+    also: str = "",
+    most_is_infinite: bool = False,
+) -> float:
     "A number, or a word for one, as a float. `strict`: `low` itself is not allowed. Raises `ValueError`, naming the setting."
-    try: number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError): number = math.nan
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     inside = low < number <= high if strict else low <= number <= high
-    if inside and (math.isfinite(number) or most_is_infinite): return number
-    if strict: expected = "a positive number"
-    elif high < math.inf: expected = f"a number from {low:g} to {high:g}"
-    elif low > -math.inf: expected = f"a number, {low:g} or above"
-    else: expected = "a number"
+    if inside and (math.isfinite(number) or most_is_infinite):
+        return number
+    if strict:
+        expected = "a positive number"
+    elif high < math.inf:
+        expected = f"a number from {low:g} to {high:g}"
+    elif low > -math.inf:
+        expected = f"a number, {low:g} or above"
+    else:
+        expected = "a number"
     raise ValueError(f"{name}={value!r}: expected {expected}{also}")
 
-def _whole(name:str, value, low:int):
+
+def _whole(name: str, value, low: int):
     "Raise `ValueError`, naming the setting, unless it is a whole number, `low` or above."
-    if isinstance(value, bool) or not isinstance(value, int) or value < low: raise ValueError(f"{name}={value!r}: expected a whole number, {low} or above")
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name}={value!r}: expected a whole number, {low} or above")
 
 # %% ../nbs/07_trainer.ipynb #cell-400
 def _check_effect(args):
     "Raise `ValueError` for a setting of a loss that is not the one trained with: it would have no effect."
-    if type(args) is not SLPOConfig: return                                  # its subclass may belong to a loss of its own
+    if type(args) is not SLPOConfig:
+        return  # its subclass may belong to a loss of its own
     if args.label_smoothing_factor:
-        raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} belongs to transformers' own loss and has no effect here: label_smoothing is conservative DPO's (loss_type='dpo')")
-    if args.loss_type == "sft" and args.preset is not None: return           # the stage before the one it is for
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor} belongs to transformers' own loss and has no effect here: label_smoothing is conservative DPO's (loss_type='dpo')"
+        )
+    if args.loss_type == "sft" and args.preset is not None:
+        return  # the stage before the one it is for
     defaults = {f.name: f.default for f in fields(args)}
     for name in dict.fromkeys(" ".join(_KNOBS.values()).split()):
         users = [loss for loss, names in _KNOBS.items() if name in names.split()]
         value = getattr(args, name)
-        if args.loss_type in users or value == defaults[name]: continue
-        raise ValueError(f"{name}={value!r} has no effect with loss_type={args.loss_type!r}: it belongs to {', '.join(users)}. Leave it out, or choose one of these "
-                         "(a loss of your own that takes it: give it a subclass of SLPOConfig)")
+        if args.loss_type in users or value == defaults[name]:
+            continue
+        raise ValueError(
+            f"{name}={value!r} has no effect with loss_type={args.loss_type!r}: it belongs to {', '.join(users)}. Leave it out, or choose one of these "
+            "(a loss of your own that takes it: give it a subclass of SLPOConfig)"
+        )
+
 
 def _apply_preset(args):
     "Give the loss the settings of a preset. Raises `ValueError` where another setting was asked for as well."
-    if args.preset not in PRESETS: raise ValueError(f"preset={args.preset!r}: expected one of {', '.join(PRESETS)}")
-    if args.loss_type not in ("slpo", "sft"):                                # sft: the stage before
-        raise ValueError(f"preset={args.preset!r} sets the loss 'slpo', and loss_type is {args.loss_type!r}: give loss_type='slpo'")
+    if args.preset not in PRESETS:
+        raise ValueError(f"preset={args.preset!r}: expected one of {', '.join(PRESETS)}")
+    if args.loss_type not in ("slpo", "sft"):  # sft: the stage before
+        raise ValueError(
+            f"preset={args.preset!r} sets the loss 'slpo', and loss_type is {args.loss_type!r}: give loss_type='slpo'"
+        )
     defaults = {f.name: f.default for f in fields(args)}
     for name, value in PRESETS[args.preset].items():
         given = getattr(args, name)
         if given not in (value, str(value), defaults[name]):
-            raise ValueError(f"preset={args.preset!r} has {name}={value!r}, and {name}={given!r} was asked for: leave one of them out")
+            raise ValueError(
+                f"preset={args.preset!r} has {name}={value!r}, and {name}={given!r} was asked for: leave one of them out"
+            )
         setattr(args, name, value)
     if args.preset == "main" and args.temperature == "length":
-        raise ValueError("preset='main' takes one number as temperature for all completions, from you: set temperature")
+        raise ValueError(
+            "preset='main' takes one number as temperature for all completions, from you: set temperature"
+        )
 
-def _knob(default, help): return field(default=default, metadata={"help": help})
 
-def _gpu_has_bf16() -> bool: return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+def _knob(default, help):
+    return field(default=default, metadata={"help": help})
+
+
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 # %% ../nbs/07_trainer.ipynb #cell-264
-_WORDS = {"eval_strategy": IntervalStrategy, "logging_strategy": IntervalStrategy, "save_strategy": SaveStrategy, "lr_scheduler_type": SchedulerType,
-          "optim": OptimizerNames, "hub_strategy": HubStrategy}
+_WORDS = {
+    "eval_strategy": IntervalStrategy,
+    "logging_strategy": IntervalStrategy,
+    "save_strategy": SaveStrategy,
+    "lr_scheduler_type": SchedulerType,
+    "optim": OptimizerNames,
+    "hub_strategy": HubStrategy,
+}
+
 
 def _check_words(args):
     "Before transformers reads them: raise `ValueError`, naming the setting, for words that it does not know."
     for f in fields(args):
         value = getattr(args, f.name)
-        yes_or_no = str(f.type) in ("<class 'bool'>", "bool | None") and not isinstance(f.default, str)
+        yes_or_no = str(f.type) in ("<class 'bool'>", "bool | None") and not isinstance(
+            f.default, str
+        )
         if yes_or_no and not (value is None or value in (0, 1)):
             raise ValueError(f"{f.name}={value!r}: expected True or False")
     for name, words in _WORDS.items():
         value, known = getattr(args, name), [w.value for w in words]
-        if value in known or value in list(words): continue
-        hint = "; YAML reads a bare no as False: write 'no', in quotes" if value is False and "no" in known else ""
+        if value in known or value in list(words):
+            continue
+        hint = (
+            "; YAML reads a bare no as False: write 'no', in quotes"
+            if value is False and "no" in known
+            else ""
+        )
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}{hint}")
+
 
 def _check_run(args):
     "Raise `ValueError`, naming the setting, for a run that could not be trained as it was asked for."
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "row_length"): _whole(name, getattr(args, name), 1)
-    for name in ("max_prompt_length", "max_completion_length", "dataset_num_proc", "pad_to_multiple_of", "precompute_ref_batch_size"):
-        if getattr(args, name) is not None: _whole(name, getattr(args, name), 1)
-    if args.max_length is not None: _whole("max_length", args.max_length, 0)
-    if idle := [name for name in ("max_prompt_length", "max_completion_length") if getattr(args, name) is not None and not args.max_length]:
-        raise ValueError(f"{idle[0]}={getattr(args, idle[0])} has no effect without max_length: it says where to cut what is longer than that")
+    for name in (
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "row_length",
+    ):
+        _whole(name, getattr(args, name), 1)
+    for name in (
+        "max_prompt_length",
+        "max_completion_length",
+        "dataset_num_proc",
+        "pad_to_multiple_of",
+        "precompute_ref_batch_size",
+    ):
+        if getattr(args, name) is not None:
+            _whole(name, getattr(args, name), 1)
+    if args.max_length is not None:
+        _whole("max_length", args.max_length, 0)
+    if idle := [
+        name
+        for name in ("max_prompt_length", "max_completion_length")
+        if getattr(args, name) is not None and not args.max_length
+    ]:
+        raise ValueError(
+            f"{idle[0]}={getattr(args, idle[0])} has no effect without max_length: it says where to cut what is longer than that"
+        )
     for name in ("seed", "data_seed"):
-        if getattr(args, name) is not None: _whole(name, getattr(args, name), 0)
+        if getattr(args, name) is not None:
+            _whole(name, getattr(args, name), 0)
     _whole("dataloader_num_workers", args.dataloader_num_workers, 0)
-    for name in ("learning_rate", "weight_decay", "adam_epsilon"): setattr(args, name, _number(name, getattr(args, name), 0))
-    if args.max_grad_norm is not None: args.max_grad_norm = _number("max_grad_norm", args.max_grad_norm, 0)
-    for name in ("adam_beta1", "adam_beta2"): setattr(args, name, _number(name, getattr(args, name), 0, 1))
+    for name in ("learning_rate", "weight_decay", "adam_epsilon"):
+        setattr(args, name, _number(name, getattr(args, name), 0))
+    if args.max_grad_norm is not None:
+        args.max_grad_norm = _number("max_grad_norm", args.max_grad_norm, 0)
+    for name in ("adam_beta1", "adam_beta2"):
+        setattr(args, name, _number(name, getattr(args, name), 0, 1))
     args.num_train_epochs = _number("num_train_epochs", args.num_train_epochs)
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
-        raise ValueError(f"num_train_epochs={args.num_train_epochs:g}, max_steps={args.max_steps}: nothing would be trained; one of them must be positive")
-    if args.save_strategy == "steps" and not args.save_steps > 0: raise ValueError(f"save_steps={args.save_steps}: expected a positive number, or save_strategy='no'")
-    if args.eval_examples is not None and not args.eval_examples > 0: raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
+        raise ValueError(
+            f"num_train_epochs={args.num_train_epochs:g}, max_steps={args.max_steps}: nothing would be trained; one of them must be positive"
+        )
+    if args.save_strategy == "steps" and not args.save_steps > 0:
+        raise ValueError(
+            f"save_steps={args.save_steps}: expected a positive number, or save_strategy='no'"
+        )
+    if args.eval_examples is not None and not args.eval_examples > 0:
+        raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
     for name in ("dispatch_batches", "split_batches"):
-        if getattr(args.accelerator_config, name): raise ValueError(f"accelerator_config: {name}=True cuts a batch by its rows, which groups share: leave it out, each process then makes batches of its own")
+        if getattr(args.accelerator_config, name):
+            raise ValueError(
+                f"accelerator_config: {name}=True cuts a batch by its rows, which groups share: leave it out, each process then makes batches of its own"
+            )
     if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
-        raise ValueError(f"train_sampling_strategy={str(args.train_sampling_strategy)!r} is not supported: packed rows have one length anyway; use random or sequential")
-    if args.parallelism_config is not None: raise ValueError("parallelism_config is not supported: groups would be cut across processes. Data parallel runs, FSDP and DeepSpeed need none")
+        raise ValueError(
+            f"train_sampling_strategy={str(args.train_sampling_strategy)!r} is not supported: packed rows have one length anyway; use random or sequential"
+        )
+    if args.parallelism_config is not None:
+        raise ValueError(
+            "parallelism_config is not supported: groups would be cut across processes. Data parallel runs, FSDP and DeepSpeed need none"
+        )
     _check_optimizer(args)
 
 # %% ../nbs/07_trainer.ipynb #cell-401
 def _check_optimizer(args):
     "Raise `ValueError` where the optimizer is not installed."
-    try: Trainer.get_optimizer_cls_and_kwargs(args)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError, RuntimeError) as e:
-        if "pass a `model`" in str(e): return                                # installed; asked for again with the model
-        raise ValueError(f"optim={str(getattr(args.optim, 'value', args.optim))!r}: {' '.join(str(e).split())}") from e
+        if "pass a `model`" in str(e):
+            return  # installed; asked for again with the model
+        raise ValueError(
+            f"optim={str(getattr(args.optim, 'value', args.optim))!r}: {' '.join(str(e).split())}"
+        ) from e
 
 # %% ../nbs/07_trainer.ipynb #cell-005
 @dataclass
 class SLPOConfig(TrainingArguments):
     "`transformers.TrainingArguments` plus the settings of preference optimisation. Raises `ValueError` for settings that make no sense."
+
     _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["model_init_kwargs"]
     learning_rate: float = _knob(1e-6, "Peak learning rate.")
-    logging_steps: float = _knob(10, "Log every so many optimizer steps; below 1: a share of all steps.")
-    bf16: bool | None = _knob(None, "bfloat16 arithmetic; None: where there is a GPU that is built for it, unless fp16.")
+    logging_steps: float = _knob(
+        10, "Log every so many optimizer steps; below 1: a share of all steps."
+    )
+    bf16: bool | None = _knob(
+        None, "bfloat16 arithmetic; None: where there is a GPU that is built for it, unless fp16."
+    )
     remove_unused_columns: bool = _knob(False, "Must stay False: the collator needs every column.")
-    loss_type: str = _knob("slpo_sample", "slpo_sample (SLPO, equal mass for every sample) | slpo (SLPO as the preprint has it) | dpo (alias sigmoid) | ipo | sft (on the chosen completions).")
-    alpha: float = _knob(0.5, "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, slpo_sample).")
+    loss_type: str = _knob(
+        "slpo_sample",
+        "slpo_sample (SLPO, equal mass for every sample) | slpo (SLPO as the preprint has it) | dpo (alias sigmoid) | ipo | sft (on the chosen completions).",
+    )
+    alpha: float = _knob(
+        0.5,
+        "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, slpo_sample).",
+    )
     beta: float = _knob(0.1, "Sharpness of the log-ratios (dpo, ipo, slpo_sample).")
     anchor: float = _knob(1.0, "Weight of the term that keeps a group's mass (slpo_sample).")
-    temperature: str = _knob("length", "Temperature t: a positive number, or 'length' for the number of scored tokens (slpo).")
-    form: str = _knob("halves", "halves: each completion against its complement | joint: one softmax over all | squared: squared errors of log-probabilities (slpo).")
+    temperature: str = _knob(
+        "length",
+        "Temperature t: a positive number, or 'length' for the number of scored tokens (slpo).",
+    )
+    form: str = _knob(
+        "halves",
+        "halves: each completion against its complement | joint: one softmax over all | squared: squared errors of log-probabilities (slpo).",
+    )
     target: str = _knob("mass", "mass: the preprint's targets | ratio: length-neutral ones (slpo).")
-    scale_t2: bool = _knob(False, "Multiply the loss by t², so that gradients compare across lengths (slpo).")
-    preset: str | None = _knob(None, "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).")
-    label_smoothing: float = _knob(0.0, "Share of labels taken to be wrong: conservative DPO (dpo).")
+    scale_t2: bool = _knob(
+        False, "Multiply the loss by t², so that gradients compare across lengths (slpo)."
+    )
+    preset: str | None = _knob(
+        None,
+        "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).",
+    )
+    label_smoothing: float = _knob(
+        0.0, "Share of labels taken to be wrong: conservative DPO (dpo)."
+    )
     max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
-    max_prompt_length: int | None = _knob(None, "Longest prompt where it must be cut, tokens; None: only completions are cut.")
-    max_completion_length: int | None = _knob(None, "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.")
-    truncation_mode: str = _knob("keep_end", "Which end of a prompt to keep: keep_end | keep_start.")
-    completion_tokens: str = _knob("joint", "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.")
-    on_bad_rows: str = _knob("raise", "What to do with rows that cannot be trained on: raise | drop.")
-    precompute_ref_log_probs: bool = _knob(True, "Compute reference log-probabilities once, before training, and keep no reference model.")
-    precompute_ref_batch_size: int | None = _knob(None, "Groups per batch for that; None: the evaluation batch size.")
-    ref_cache_dir: str | None = _knob(None, "Folder that keeps reference log-probabilities between runs; None: HF_HOME/slpo; '': none are kept.")
-    eval_examples: int | None = _knob(None, "Evaluate every so many training groups, as the original DPO code does; sets eval_strategy and eval_steps.")
-    dataloader_drop_last: bool = _knob(False, "Leave out what does not fill the last optimizer step of an epoch, another rest each time, as the original DPO code does. Evaluations stay whole.")
+    max_prompt_length: int | None = _knob(
+        None, "Longest prompt where it must be cut, tokens; None: only completions are cut."
+    )
+    max_completion_length: int | None = _knob(
+        None,
+        "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.",
+    )
+    truncation_mode: str = _knob(
+        "keep_end", "Which end of a prompt to keep: keep_end | keep_start."
+    )
+    completion_tokens: str = _knob(
+        "joint",
+        "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.",
+    )
+    on_bad_rows: str = _knob(
+        "raise", "What to do with rows that cannot be trained on: raise | drop."
+    )
+    precompute_ref_log_probs: bool = _knob(
+        True,
+        "Compute reference log-probabilities once, before training, and keep no reference model.",
+    )
+    precompute_ref_batch_size: int | None = _knob(
+        None, "Groups per batch for that; None: the evaluation batch size."
+    )
+    ref_cache_dir: str | None = _knob(
+        None,
+        "Folder that keeps reference log-probabilities between runs; None: HF_HOME/slpo; '': none are kept.",
+    )
+    eval_examples: int | None = _knob(
+        None,
+        "Evaluate every so many training groups, as the original DPO code does; sets eval_strategy and eval_steps.",
+    )
+    dataloader_drop_last: bool = _knob(
+        False,
+        "Leave out what does not fill the last optimizer step of an epoch, another rest each time, as the original DPO code does. Evaluations stay whole.",
+    )
     disable_dropout: bool = _knob(True, "Set every dropout probability to 0.")
-    check_start: bool = _knob(True, "Stop before the first update where the policy's log-probabilities are not its reference's, unless a reference was given.")
-    packing: bool = _knob(True, "Groups share rows and completions share prompts, where that is exact; else one padded row for each completion.")
+    check_start: bool = _knob(
+        True,
+        "Stop before the first update where the policy's log-probabilities are not its reference's, unless a reference was given.",
+    )
+    packing: bool = _knob(
+        True,
+        "Groups share rows and completions share prompts, where that is exact; else one padded row for each completion.",
+    )
     row_length: int = _knob(1024, "Tokens in a packed row; longer where one group is.")
-    head_budget_mb: float = _knob(256., "Memory for logits, MB; where the scored tokens of a batch need more, the head works in chunks, some of them computed twice.")
+    head_budget_mb: float = _knob(
+        256.0,
+        "Memory for logits, MB; where the scored tokens of a batch need more, the head works in chunks, some of them computed twice.",
+    )
     dataset_num_proc: int | None = _knob(None, "Processes for tokenisation.")
     pad_to_multiple_of: int | None = _knob(None, "Round row lengths up to a multiple of this.")
-    model_init_kwargs: dict | str | None = _knob(None, "Arguments of from_pretrained, as JSON, for a model given by name.")
+    model_init_kwargs: dict | str | None = _knob(
+        None, "Arguments of from_pretrained, as JSON, for a model given by name."
+    )
 
     def __post_init__(self):
         _check_words(self)
-        if self.bf16 is None: self.bf16 = not (self.fp16 or self.use_cpu) and _gpu_has_bf16()
-        if self.bf16 and not torch.accelerator.is_available(): self.use_cpu = True       # transformers wants to be told
-        if self.eval_examples: self.eval_strategy = "steps"
+        if self.bf16 is None:
+            self.bf16 = not (self.fp16 or self.use_cpu) and _gpu_has_bf16()
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers wants to be told
+        if self.eval_examples:
+            self.eval_strategy = "steps"
         super().__post_init__()
         _check_settings(self)
         _check_run(self)
-        if self.eval_examples: self.eval_steps = max(round(self.eval_examples/(self.train_batch_size*self.gradient_accumulation_steps*self.world_size)), 1)
-        if self.accelerator_config.dispatch_batches is None: self.accelerator_config.dispatch_batches = False    # a packed batch cannot be sliced by its rows
-        if not torch.cuda.is_available(): self.dataloader_pin_memory = False            # pinning needs an accelerator
+        if self.eval_examples:
+            self.eval_steps = max(
+                round(
+                    self.eval_examples
+                    / (self.train_batch_size * self.gradient_accumulation_steps * self.world_size)
+                ),
+                1,
+            )
+        if self.accelerator_config.dispatch_batches is None:
+            self.accelerator_config.dispatch_batches = (
+                False  # a packed batch cannot be sliced by its rows
+            )
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False  # pinning needs an accelerator
 
-_LOSS_DEFAULTS = {f.name: f.default for f in fields(SLPOConfig) if f.name in ("preset", *" ".join(_KNOBS.values()).split())}     # for a stage with another loss
+
+_LOSS_DEFAULTS = {
+    f.name: f.default
+    for f in fields(SLPOConfig)
+    if f.name in ("preset", *" ".join(_KNOBS.values()).split())
+}  # for a stage with another loss
 
 # %% ../nbs/07_trainer.ipynb #cell-007
-def _metrics(logps, ref_logps, ranks, beta:float) -> dict:
+def _metrics(logps, ref_logps, ranks, beta: float) -> dict:
     "Per-group metrics, (B,) each, from (B,K); chosen: mean over the best rank, rejected: mean over all others."
     chosen_logps, rejected_logps = _best_and_rest(logps, ranks)
     chosen, rejected = _best_and_rest(logps - ref_logps, ranks)
-    return {"logps/chosen": chosen_logps, "logps/rejected": rejected_logps,
-            "rewards/chosen": beta*chosen, "rewards/rejected": beta*rejected, "rewards/margins": beta*(chosen - rejected),
-            "rewards/accuracies": preference_accuracy(logps, ref_logps, ranks),
-            "logratios/chosen": chosen, "logratios/rejected": rejected, "displacement": chosen}
+    return {
+        "logps/chosen": chosen_logps,
+        "logps/rejected": rejected_logps,
+        "rewards/chosen": beta * chosen,
+        "rewards/rejected": beta * rejected,
+        "rewards/margins": beta * (chosen - rejected),
+        "rewards/accuracies": preference_accuracy(logps, ref_logps, ranks),
+        "logratios/chosen": chosen,
+        "logratios/rejected": rejected,
+        "displacement": chosen,
+    }
 
-def _best_and_rest(values, ranks) -> tuple: # ((B,), (B,))
+
+def _best_and_rest(values, ranks) -> tuple:  # ((B,), (B,))
     "Means of (B,K) values over the completions of the best rank, and over the others."
     best = ranks == ranks.min(-1, keepdim=True).values
-    def mean(which): return values.masked_fill(~which, 0).sum(-1)/which.sum(-1)
+
+    def mean(which):
+        return values.masked_fill(~which, 0).sum(-1) / which.sum(-1)
+
     return mean(best), mean(~best)
 
 # %% ../nbs/07_trainer.ipynb #cell-220
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float": "float32", "half": "float16", "double": "float64"}
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+_DTYPE_ALIASES = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "float": "float32",
+    "half": "float16",
+    "double": "float64",
+}
 
-def torch_dtype(word, # float32 | bfloat16 | float16, fp32 | bf16 | fp16, auto, or a torch.dtype
-                setting:str="dtype", # whose value it is, for the message
-               ): # a torch.dtype, or "auto": the checkpoint's own
+
+def torch_dtype(
+    word,  # float32 | bfloat16 | float16, fp32 | bf16 | fp16, auto, or a torch.dtype
+    setting: str = "dtype",  # whose value it is, for the message
+):  # a torch.dtype, or "auto": the checkpoint's own
     "The precision of weights that a word names. Raises `ValueError` for another word."
-    if isinstance(word, torch.dtype): return word
+    if isinstance(word, torch.dtype):
+        return word
     name = str(word).strip().lower().removeprefix("torch.")
-    if name == "auto": return name
+    if name == "auto":
+        return name
     name = _DTYPE_ALIASES.get(name, name)
     if name not in _DTYPES:
         known = ", ".join([*_DTYPES, *_DTYPE_ALIASES])
-        raise ValueError(f"{setting}={word!r}: expected one of {known}, or auto (the checkpoint's own)")
+        raise ValueError(
+            f"{setting}={word!r}: expected one of {known}, or auto (the checkpoint's own)"
+        )
     return _DTYPES[name]
+
 
 def _first_line(error) -> str:
     "What an exception says, on one line."
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
-def _one_line(error, most:int=600) -> str:
+
+def _one_line(error, most: int = 600) -> str:
     "All that an exception says, on one line."
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]} …"
 
-def _listing(folder:Path, most:int=12) -> str:
+
+def _listing(folder: Path, most: int = 12) -> str:
     "The names in a folder, for a message."
-    names = sorted(p.name + "/"*p.is_dir() for p in folder.iterdir())
-    if not names: return "it is empty"
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    if not names:
+        return "it is empty"
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return f"it holds {', '.join(names[:most])}{more}"
 
-def _is_path(name:str) -> bool:
+
+def _is_path(name: str) -> bool:
     "Whether a name can only be that of a folder: a hub id is `name` or `owner/name`."
-    if name.startswith((".", "~", "/", os.sep)) or name.endswith(("/", os.sep)): return True
-    if "\\" in name or name.count("/") > 1: return True
-    try: validate_repo_id(name)
-    except HFValidationError: return True
+    if name.startswith((".", "~", "/", os.sep)) or name.endswith(("/", os.sep)):
+        return True
+    if "\\" in name or name.count("/") > 1:
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return True
     return False
 
 # %% ../nbs/07_trainer.ipynb #cell-402
-def _close_name(path:Path) -> str:
+def _close_name(path: Path) -> str:
     "', did you mean …?' where a folder beside it has nearly its name."
     above = path.parent
-    while not above.is_dir() and above != above.parent: above, path = above.parent, above
-    if not above.is_dir(): return ""
+    while not above.is_dir() and above != above.parent:
+        above, path = above.parent, above
+    if not above.is_dir():
+        return ""
     names = {p.name.lower(): p.name for p in above.iterdir() if p.is_dir()}
     close = difflib.get_close_matches(path.name.lower(), names, n=1)
-    return f"; did you mean {above/names[close[0]]}?" if close else ""
+    return f"; did you mean {above / names[close[0]]}?" if close else ""
 
 # %% ../nbs/07_trainer.ipynb #cell-221
 _LFS = b"version https://git-lfs.github.com/spec/"
-_VOCABULARIES = ("tokenizer.json", "tekken.json", "*.model", "*vocab*", "*.tiktoken", "bpe.codes", "dict.txt", "tokenization_*.py")
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tekken.json",
+    "*.model",
+    "*vocab*",
+    "*.tiktoken",
+    "bpe.codes",
+    "dict.txt",
+    "tokenization_*.py",
+)
 
-def _check_pointers(what:str, folder:Path, paths):
+
+def _check_pointers(what: str, folder: Path, paths):
     "Raise `ValueError` for Git LFS pointers in place of these files; others of a clone may well be left as pointers."
-    def is_pointer(path): return path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS)
+
+    def is_pointer(path):
+        return path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS)
+
     if found := sorted({p.name for p in paths if is_pointer(p)}):
         many = len(found) > 1
-        raise ValueError(f"{what} {folder}: {', '.join(found[:4])} {'are Git LFS pointers' if many else 'is a Git LFS pointer'}, not the {'files themselves' if many else 'file itself'}: "
-                         "run `git lfs pull` where it was cloned, or download the model anew")
+        raise ValueError(
+            f"{what} {folder}: {', '.join(found[:4])} {'are Git LFS pointers' if many else 'is a Git LFS pointer'}, not the {'files themselves' if many else 'file itself'}: "
+            "run `git lfs pull` where it was cloned, or download the model anew"
+        )
 
-def _adapter_message(what:str, name, base:str) -> str:
-    return (f"{what} {name} is an adapter of {base or 'a base model that it does not name'}, not a model. Merge the two, "
-            f"PeftModel.from_pretrained(base, {str(name)!r}).merge_and_unload().save_pretrained(folder), and give that folder; "
-            "in Python a PeftModel can be given as it is (is_trainable=True to train it)")
 
-def _check_config(what:str, folder:Path):
+def _adapter_message(what: str, name, base: str) -> str:
+    return (
+        f"{what} {name} is an adapter of {base or 'a base model that it does not name'}, not a model. Merge the two, "
+        f"PeftModel.from_pretrained(base, {str(name)!r}).merge_and_unload().save_pretrained(folder), and give that folder; "
+        "in Python a PeftModel can be given as it is (is_trainable=True to train it)"
+    )
+
+
+def _check_config(what: str, folder: Path):
     "Raise where a folder has no config.json that can be read: `FileNotFoundError`, or `ValueError`."
-    config, adapter = folder/"config.json", folder/"adapter_config.json"
+    config, adapter = folder / "config.json", folder / "adapter_config.json"
     if config.is_file():
-        try: json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as e: raise ValueError(f"{what} {folder}: config.json is not JSON ({e})") from e
+        try:
+            json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise ValueError(f"{what} {folder}: config.json is not JSON ({e})") from e
         return
     if adapter.is_file():
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
         raise ValueError(_adapter_message(what, folder, base))
-    inside = sorted({str(p.parent) for depth in ("*", "*/*") for p in folder.glob(f"{depth}/*config.json") if p.name in ("config.json", "adapter_config.json")})
+    inside = sorted(
+        {
+            str(p.parent)
+            for depth in ("*", "*/*")
+            for p in folder.glob(f"{depth}/*config.json")
+            if p.name in ("config.json", "adapter_config.json")
+        }
+    )
     gguf = [p.name for p in sorted(folder.glob("*.gguf"))]
-    if inside: todo = f"; models are in {', '.join(inside[:6])}: give one of these"
-    elif gguf: todo = f": give gguf_file as well, here {gguf[0]}"
-    else: todo = ": give the folder that save_pretrained wrote"
+    if inside:
+        todo = f"; models are in {', '.join(inside[:6])}: give one of these"
+    elif gguf:
+        todo = f": give gguf_file as well, here {gguf[0]}"
+    else:
+        todo = ": give the folder that save_pretrained wrote"
     raise FileNotFoundError(f"{what} {folder}: no config.json in it ({_listing(folder)}){todo}")
 
-def _weight_files(folder:Path) -> list:
+
+def _weight_files(folder: Path) -> list:
     "The files of weights that transformers would read, or whatever of this kind is there."
-    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
-        path = folder/name
-        if not path.is_file(): continue
-        if path.suffix != ".json": return [path]
-        return sorted({folder/shard for shard in json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()})
+    for name in (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ):
+        path = folder / name
+        if not path.is_file():
+            continue
+        if path.suffix != ".json":
+            return [path]
+        return sorted(
+            {
+                folder / shard
+                for shard in json.loads(path.read_text(encoding="utf-8"))
+                .get("weight_map", {})
+                .values()
+            }
+        )
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 # %% ../nbs/07_trainer.ipynb #cell-403
-def _check_weights(what:str, folder:Path):
+def _check_weights(what: str, folder: Path):
     "Raise where weights are missing or broken: `FileNotFoundError`, or `ValueError`."
     paths = _weight_files(folder)
     if not paths:
-        adapter = " It is an adapter beside a config.json." if (folder/"adapter_config.json").is_file() else ""
-        raise FileNotFoundError(f"{what} {folder}: no weights (model.safetensors or pytorch_model.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?")
+        adapter = (
+            " It is an adapter beside a config.json."
+            if (folder / "adapter_config.json").is_file()
+            else ""
+        )
+        raise FileNotFoundError(
+            f"{what} {folder}: no weights (model.safetensors or pytorch_model.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?"
+        )
     if missing := [p.name for p in paths if not p.is_file()]:
-        raise FileNotFoundError(f"{what} {folder}: {len(missing)} of the {len(paths)} files of weights that its index names are missing, the first is {missing[0]}: copy or download them")
+        raise FileNotFoundError(
+            f"{what} {folder}: {len(missing)} of the {len(paths)} files of weights that its index names are missing, the first is {missing[0]}: copy or download them"
+        )
     _check_pointers(what, folder, paths)
     for path in paths:
-        if path.suffix != ".safetensors": continue
+        if path.suffix != ".safetensors":
+            continue
         try:
-            with safe_open(path, "pt"): pass
+            with safe_open(path, "pt"):
+                pass
         except SafetensorError as e:
-            raise ValueError(f"{what} {folder}: {path.name} is broken ({_first_line(e)}), {path.stat().st_size:,} bytes: save or download it anew") from e
+            raise ValueError(
+                f"{what} {folder}: {path.name} is broken ({_first_line(e)}), {path.stat().st_size:,} bytes: save or download it anew"
+            ) from e
 
 # %% ../nbs/07_trainer.ipynb #cell-222
-def _hub_message(what:str, name:str, error) -> str:
+def _hub_message(what: str, name: str, error) -> str:
     offline = "; the hub is not asked, HF_HUB_OFFLINE is set" if is_offline_mode() else ""
     return f"{what} {name!r} is neither a folder here nor found on the Hugging Face hub{offline} ({_first_line(error)}){_close_name(Path(name))}"
 
-def _hub_adapter(name:str, hub:dict) -> dict:
+
+def _hub_adapter(name: str, hub: dict) -> dict:
     "The adapter_config.json of a hub id, or None where there is none to be had."
-    try: return json.loads(Path(cached_file(name, "adapter_config.json", **hub)).read_text(encoding="utf-8"))
-    except OSError: return None
+    try:
+        return json.loads(
+            Path(cached_file(name, "adapter_config.json", **hub)).read_text(encoding="utf-8")
+        )
+    except OSError:
+        return None
 
-_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder")
 
-def check_model_files(name, # folder or hub id of a causal language model
-                      gguf_file:str=None, # a GGUF file in it
-                      what:str="model", # what messages call it: an argument or a flag
-                      weights:bool=True, # look for weights as well
-                      **init_kwargs, # of from_pretrained; those for the hub are used
-                     ): # nothing
+_HUB = (
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "force_download",
+    "proxies",
+    "subfolder",
+)
+
+
+def check_model_files(
+    name,  # folder or hub id of a causal language model
+    gguf_file: str = None,  # a GGUF file in it
+    what: str = "model",  # what messages call it: an argument or a flag
+    weights: bool = True,  # look for weights as well
+    **init_kwargs,  # of from_pretrained; those for the hub are used
+):  # nothing
     """Looks at a model's files before anything is loaded. Raises `FileNotFoundError` for what is not there, and `ValueError` for what
     is no model: an adapter, Git LFS pointers, broken files."""
     name, hub = str(name), {k: v for k, v in init_kwargs.items() if k in _HUB}
-    if not name.strip(): raise ValueError(f"{what}={name!r}: expected a folder or a hub id")
+    if not name.strip():
+        raise ValueError(f"{what}={name!r}: expected a folder or a hub id")
     path = Path(name).expanduser()
-    if path.is_file(): raise ValueError(f"{what} {name} is a file: expected the folder that holds it" + (f", {path.parent}, and gguf_file={path.name!r}" if path.suffix == ".gguf" else ""))
+    if path.is_file():
+        raise ValueError(
+            f"{what} {name} is a file: expected the folder that holds it"
+            + (f", {path.parent}, and gguf_file={path.name!r}" if path.suffix == ".gguf" else "")
+        )
     if path.is_dir():
-        path = path/hub.get("subfolder", "")
-        if not path.is_dir(): raise FileNotFoundError(f"{what} {name}: no sub-folder {hub['subfolder']} in it ({_listing(Path(name).expanduser())})")
-        _check_pointers(what, path, [path/"config.json", path/"generation_config.json", path/(gguf_file or "config.json")])
+        path = path / hub.get("subfolder", "")
+        if not path.is_dir():
+            raise FileNotFoundError(
+                f"{what} {name}: no sub-folder {hub['subfolder']} in it ({_listing(Path(name).expanduser())})"
+            )
+        _check_pointers(
+            what,
+            path,
+            [
+                path / "config.json",
+                path / "generation_config.json",
+                path / (gguf_file or "config.json"),
+            ],
+        )
         if gguf_file:
-            if not (path/gguf_file).is_file(): raise FileNotFoundError(f"{what} {name}: no {gguf_file} in it ({_listing(path)})")
+            if not (path / gguf_file).is_file():
+                raise FileNotFoundError(f"{what} {name}: no {gguf_file} in it ({_listing(path)})")
             return
         _check_config(what, path)
-        if weights: _check_weights(what, path)
-    elif _is_path(name): raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
+        if weights:
+            _check_weights(what, path)
+    elif _is_path(name):
+        raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
     else:
-        try: cached_file(name, gguf_file or "config.json", **hub)
+        try:
+            cached_file(name, gguf_file or "config.json", **hub)
         except OSError as e:
-            if adapter := _hub_adapter(name, hub): raise ValueError(_adapter_message(what, name, adapter.get("base_model_name_or_path"))) from e
+            if adapter := _hub_adapter(name, hub):
+                raise ValueError(
+                    _adapter_message(what, name, adapter.get("base_model_name_or_path"))
+                ) from e
             raise FileNotFoundError(_hub_message(what, name, e)) from e
 
 # %% ../nbs/07_trainer.ipynb #cell-223
-def _mend_generation(model, what:str="model"):
+def _mend_generation(model, what: str = "model"):
     """Takes out of a model's generation settings what transformers would refuse to save after training, and says so.
     Raises `ValueError` for what cannot be mended."""
     config = getattr(model, "generation_config", None)
     if config is not None:
-        try: config.validate(strict=True)
+        try:
+            config.validate(strict=True)
         except ValueError as e:
-            idle = {name: getattr(config, name, None) for name in re.findall(r"^- `(\w+)`", str(e), re.MULTILINE)}
-            for name in idle: setattr(config, name, None)
-            try: config.validate(strict=True)
+            idle = {
+                name: getattr(config, name, None)
+                for name in re.findall(r"^- `(\w+)`", str(e), re.MULTILINE)
+            }
+            for name in idle:
+                setattr(config, name, None)
+            try:
+                config.validate(strict=True)
             except ValueError as e:
-                raise ValueError(f"{what}: its generation settings could not be saved after training ({_first_line(e)}): mend model.generation_config, or generation_config.json in its folder") from e
-            logger.warning("%s: generation settings without effect, which transformers would refuse to save, are left out: %s", what, ", ".join(f"{k}={v}" for k, v in idle.items()))
+                raise ValueError(
+                    f"{what}: its generation settings could not be saved after training ({_first_line(e)}): mend model.generation_config, or generation_config.json in its folder"
+                ) from e
+            logger.warning(
+                "%s: generation settings without effect, which transformers would refuse to save, are left out: %s",
+                what,
+                ", ".join(f"{k}={v}" for k, v in idle.items()),
+            )
     try:
-        with tempfile.TemporaryDirectory() as folder: copy.deepcopy(model.config).save_pretrained(folder)
-    except OSError: return                                                                     # no room for temporary files: not this check's business
-    except ValueError as e: raise ValueError(f"{what}: its configuration could not be saved after training: {_one_line(e)}") from e
+        with tempfile.TemporaryDirectory() as folder:
+            copy.deepcopy(model.config).save_pretrained(folder)
+    except OSError:
+        return  # no room for temporary files: not this check's business
+    except ValueError as e:
+        raise ValueError(
+            f"{what}: its configuration could not be saved after training: {_one_line(e)}"
+        ) from e
+
 
 def _was_unpacked(model):
     "GGUF weights are unpacked when they are loaded: nothing is quantised any more."
     model.hf_quantizer, model.is_quantized = None, False
-    if hasattr(model.config, "quantization_config"): del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 # %% ../nbs/07_trainer.ipynb #cell-404
-def _other_shapes(what:str, name, source:str, init_kwargs:dict) -> str:
+def _other_shapes(what: str, name, source: str, init_kwargs: dict) -> str:
     "What to say of weights that have other shapes than the configuration asks for."
-    _, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **{**init_kwargs, "ignore_mismatched_sizes": True})
-    found = [f"{key} has {tuple(stored)} in the files and {tuple(wanted)} by config.json" for key, stored, wanted in sorted(info["mismatched_keys"])]
+    _, info = AutoModelForCausalLM.from_pretrained(
+        source, output_loading_info=True, **{**init_kwargs, "ignore_mismatched_sizes": True}
+    )
+    found = [
+        f"{key} has {tuple(stored)} in the files and {tuple(wanted)} by config.json"
+        for key, stored, wanted in sorted(info["mismatched_keys"])
+    ]
     more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-    return (f"{what} {name}: config.json does not describe these weights: {'; '.join(found[:3])}{more}: "
-            "put back the config.json that was saved with them, or the weights that belong to it")
+    return (
+        f"{what} {name}: config.json does not describe these weights: {'; '.join(found[:3])}{more}: "
+        "put back the config.json that was saved with them, or the weights that belong to it"
+    )
 
-def load_model(name, # folder or hub id
-               *,
-               dtype=None, # see `torch_dtype`; None: float32, or a quantised checkpoint's own
-               gguf_file:str=None, # a GGUF file in it
-               what:str="model", # what messages call it: an argument or a flag
-               **init_kwargs, # of from_pretrained
-              ): # a causal language model
+
+def load_model(
+    name,  # folder or hub id
+    *,
+    dtype=None,  # see `torch_dtype`; None: float32, or a quantised checkpoint's own
+    gguf_file: str = None,  # a GGUF file in it
+    what: str = "model",  # what messages call it: an argument or a flag
+    **init_kwargs,  # of from_pretrained
+):  # a causal language model
     """A causal language model by name, in float32 unless another `dtype` is named, whose files were looked at first. Raises
     `FileNotFoundError` for what is not there, `ValueError` for what is no causal language model or cannot be loaded whole."""
     check_model_files(name, gguf_file, what, **init_kwargs)
-    dtype = init_kwargs.pop("torch_dtype", dtype)                                              # its name in transformers 4
-    path, hub = Path(name).expanduser(), {k: v for k, v in init_kwargs.items() if k in (*_HUB, "trust_remote_code")}
+    dtype = init_kwargs.pop("torch_dtype", dtype)  # its name in transformers 4
+    path, hub = (
+        Path(name).expanduser(),
+        {k: v for k, v in init_kwargs.items() if k in (*_HUB, "trust_remote_code")},
+    )
     source = str(path) if path.is_dir() else str(name)
     try:
         if dtype is None and not gguf_file:
             stored = AutoConfig.from_pretrained(source, **hub)
-            if getattr(stored, "quantization_config", None) is not None: dtype = "auto"
+            if getattr(stored, "quantization_config", None) is not None:
+                dtype = "auto"
         precision = torch_dtype(torch.float32 if dtype is None else dtype, f"{what}'s dtype")
-        model, info = AutoModelForCausalLM.from_pretrained(source, dtype=precision, gguf_file=gguf_file, output_loading_info=True, **init_kwargs)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=precision, gguf_file=gguf_file, output_loading_info=True, **init_kwargs
+        )
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as e:
-        if isinstance(e, torch.cuda.OutOfMemoryError): raise
-        if "ignore_mismatched_sizes" in str(e): raise ValueError(_other_shapes(what, name, source, init_kwargs)) from e
+        if isinstance(e, torch.cuda.OutOfMemoryError):
+            raise
+        if "ignore_mismatched_sizes" in str(e):
+            raise ValueError(_other_shapes(what, name, source, init_kwargs)) from e
         raise ValueError(f"{what} {name} could not be loaded: {_one_line(e)}") from e
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{what} {name}: {len(missing)} weights of {type(model).__name__} are not in its files and would be random, {', '.join(missing[:3])}: is it a causal language model?")
-    if gguf_file: _was_unpacked(model)
+        raise ValueError(
+            f"{what} {name}: {len(missing)} weights of {type(model).__name__} are not in its files and would be random, {', '.join(missing[:3])}: is it a causal language model?"
+        )
+    if gguf_file:
+        _was_unpacked(model)
     _mend_generation(model, what)
     return model
 
 # %% ../nbs/07_trainer.ipynb #cell-224
-def _no_tokenizer(what:str, name, found:str) -> str:
-    return (f"{what} {name} has no tokenizer files ({found}): no tokenizer can be read from it. Save the one that the model was trained with there, "
-            "tokenizer.save_pretrained(folder), or give another one")
+def _no_tokenizer(what: str, name, found: str) -> str:
+    return (
+        f"{what} {name} has no tokenizer files ({found}): no tokenizer can be read from it. Save the one that the model was trained with there, "
+        "tokenizer.save_pretrained(folder), or give another one"
+    )
 
-def check_tokenizer_files(name, # folder or hub id
-                          gguf_file:str=None, # a GGUF file in it
-                          what:str="tokenizer", # what messages call it
-                         ): # nothing
+
+def check_tokenizer_files(
+    name,  # folder or hub id
+    gguf_file: str = None,  # a GGUF file in it
+    what: str = "tokenizer",  # what messages call it
+):  # nothing
     "Raises `FileNotFoundError` for a folder without a tokenizer, `ValueError` for Git LFS pointers. A hub id is not looked at."
     path = Path(name).expanduser()
-    if path.is_file(): raise ValueError(f"{what} {name} is a file: expected the folder that holds it")
+    if path.is_file():
+        raise ValueError(f"{what} {name} is a file: expected the folder that holds it")
     if not path.is_dir():
-        if _is_path(str(name)): raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
+        if _is_path(str(name)):
+            raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
         return
     words = [p for pattern in _VOCABULARIES for p in path.glob(pattern)]
-    _check_pointers(what, path, [*words, path/"tokenizer_config.json"])
-    if gguf_file or words: return
-    if (path/"tokenizer_config.json").is_file():                                               # a tokenizer of bytes needs no more
-        try: tokenizer = AutoTokenizer.from_pretrained(str(path))
-        except Exception as e: raise FileNotFoundError(_no_tokenizer(what, name, _first_line(e))) from e
-        if not tokenizer.vocab_files_names: return
+    _check_pointers(what, path, [*words, path / "tokenizer_config.json"])
+    if gguf_file or words:
+        return
+    if (path / "tokenizer_config.json").is_file():  # a tokenizer of bytes needs no more
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path))
+        except Exception as e:
+            raise FileNotFoundError(_no_tokenizer(what, name, _first_line(e))) from e
+        if not tokenizer.vocab_files_names:
+            return
     raise FileNotFoundError(_no_tokenizer(what, name, _listing(path)))
 
 # %% ../nbs/07_trainer.ipynb #cell-460
-def _broken_file(folder:Path) -> str:
+def _broken_file(folder: Path) -> str:
     "Which of a tokenizer's files cannot be read, and why; '' where all can."
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"):
-        path = folder/name
-        if not path.is_file(): continue
-        try: read = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as e: return f"{name} is not JSON ({_first_line(e)}): save or download it anew"
-        lacks = [] if name != "tokenizer.json" else [part for part in ("model", "added_tokens") if not isinstance(read, dict) or part not in read]
-        if lacks: return f"{name} has no {' and no '.join(map(repr, lacks))} ({path.stat().st_size:,} bytes): save or download it anew"
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+    ):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as e:
+            return f"{name} is not JSON ({_first_line(e)}): save or download it anew"
+        lacks = (
+            []
+            if name != "tokenizer.json"
+            else [
+                part
+                for part in ("model", "added_tokens")
+                if not isinstance(read, dict) or part not in read
+            ]
+        )
+        if lacks:
+            return f"{name} has no {' and no '.join(map(repr, lacks))} ({path.stat().st_size:,} bytes): save or download it anew"
     return ""
 
-def load_tokenizer(name, # folder or hub id
-                   gguf_file:str=None, # a GGUF file in it
-                   what:str="tokenizer", # what messages call it
-                   **init_kwargs, # of from_pretrained
-                  ): # a Hugging Face tokenizer
+
+def load_tokenizer(
+    name,  # folder or hub id
+    gguf_file: str = None,  # a GGUF file in it
+    what: str = "tokenizer",  # what messages call it
+    **init_kwargs,  # of from_pretrained
+):  # a Hugging Face tokenizer
     "The tokenizer of a model by name. Raises `FileNotFoundError` where there is none, `ValueError` where it cannot be read."
     check_tokenizer_files(name, gguf_file, what)
     path = Path(name).expanduser()
-    try: tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else str(name), gguf_file=gguf_file, **init_kwargs)
-    except Exception as e:                                                                     # tokenizers raises a plain Exception for a broken file
-        if path.is_dir() or not isinstance(e, OSError): raise ValueError(f"{what} {name}: its tokenizer could not be read: {_broken_file(path) or _one_line(e)}") from e
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path) if path.is_dir() else str(name), gguf_file=gguf_file, **init_kwargs
+        )
+    except Exception as e:  # tokenizers raises a plain Exception for a broken file
+        if path.is_dir() or not isinstance(e, OSError):
+            raise ValueError(
+                f"{what} {name}: its tokenizer could not be read: {_broken_file(path) or _one_line(e)}"
+            ) from e
         raise FileNotFoundError(_hub_message(what, str(name), e)) from e
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens): raise FileNotFoundError(_no_tokenizer(what, name, "the one it gives knows no words"))
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise FileNotFoundError(_no_tokenizer(what, name, "the one it gives knows no words"))
     return tokenizer
 
 # %% ../nbs/07_trainer.ipynb #cell-010
@@ -521,175 +964,325 @@ def _init_kwargs(args) -> dict:
     kwargs = args.model_init_kwargs or {}
     return json.loads(kwargs) if isinstance(kwargs, str) else dict(kwargs)
 
-def _is_name(model) -> bool: return isinstance(model, (str, os.PathLike))
+
+def _is_name(model) -> bool:
+    return isinstance(model, (str, os.PathLike))
+
 
 def _check_names(args, model, ref_model, processing_class):
     "Look at the files of what is given by name, before anything is loaded. Raises `FileNotFoundError`, `ValueError`."
     kwargs = _init_kwargs(args)
     for what, name in (("model", model), ("ref_model", ref_model)):
-        if not _is_name(name): continue
+        if not _is_name(name):
+            continue
         check_model_files(name, what=what, **kwargs)
-        torch_dtype(kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto", "model_init_kwargs' dtype")
-    if _is_name(model) and processing_class is None: check_tokenizer_files(model, kwargs.get("gguf_file"), "model")
+        torch_dtype(
+            kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto", "model_init_kwargs' dtype"
+        )
+    if _is_name(model) and processing_class is None:
+        check_tokenizer_files(model, kwargs.get("gguf_file"), "model")
     own = Path(args.output_dir).resolve()
-    if _is_name(model) and (Path(model)/"trainer_state.json").is_file() and Path(model).resolve().parent == own:
-        raise ValueError(f"{model} is a checkpoint of this run, and the reference would be a trained model: give the model that the run began with, and call train(resume_from_checkpoint=True)")
+    if (
+        _is_name(model)
+        and (Path(model) / "trainer_state.json").is_file()
+        and Path(model).resolve().parent == own
+    ):
+        raise ValueError(
+            f"{model} is a checkpoint of this run, and the reference would be a trained model: give the model that the run began with, and call train(resume_from_checkpoint=True)"
+        )
 
-def _load_model(model, args, what:str="model", dtype=None):
+
+def _load_model(model, args, what: str = "model", dtype=None):
     "A model given by name, loaded as `model_init_kwargs` say, in `dtype` where they name none; any other as it is."
-    if not _is_name(model): return model
+    if not _is_name(model):
+        return model
     return load_model(model, what=what, **{"dtype": dtype, **_init_kwargs(args)})
+
 
 def _load_words(model, args, processing_class):
     "The tokenizer: the one given, or the one saved with the model. Raises `ValueError` where neither is there."
-    if processing_class is not None: return processing_class
-    if not model.config._name_or_path: raise ValueError("processing_class is missing: a model that was not loaded by name brings no tokenizer")
-    return load_tokenizer(model.config._name_or_path, _init_kwargs(args).get("gguf_file"), what="model")
+    if processing_class is not None:
+        return processing_class
+    if not model.config._name_or_path:
+        raise ValueError(
+            "processing_class is missing: a model that was not loaded by name brings no tokenizer"
+        )
+    return load_tokenizer(
+        model.config._name_or_path, _init_kwargs(args).get("gguf_file"), what="model"
+    )
+
 
 def _check_kinds(model, ref_model):
     "Raise `ValueError` for what is neither a model nor the name of one, and for a policy and a reference that are one model."
     for what, given in (("model", model), ("ref_model", ref_model)):
-        if _is_name(given) or isinstance(given, torch.nn.Module) or (given is None and what == "ref_model"): continue
-        found = "nothing" if given is None else f"a {type(given).__name__}" if not isinstance(given, type) else f"the class {given.__name__}"
-        raise ValueError(f"{what}: expected a causal language model, its hub id or its folder, got {found}"
-                         + (" (a model_init, as for a search of hyperparameters, is not supported)" if what == "model" else ""))
-    if not isinstance(model, torch.nn.Module) or not isinstance(ref_model, torch.nn.Module): return
+        if (
+            _is_name(given)
+            or isinstance(given, torch.nn.Module)
+            or (given is None and what == "ref_model")
+        ):
+            continue
+        found = (
+            "nothing"
+            if given is None
+            else f"a {type(given).__name__}"
+            if not isinstance(given, type)
+            else f"the class {given.__name__}"
+        )
+        raise ValueError(
+            f"{what}: expected a causal language model, its hub id or its folder, got {found}"
+            + (
+                " (a model_init, as for a search of hyperparameters, is not supported)"
+                if what == "model"
+                else ""
+            )
+        )
+    if not isinstance(model, torch.nn.Module) or not isinstance(ref_model, torch.nn.Module):
+        return
     trained = {p.data_ptr() for p in model.parameters() if p.requires_grad and p.numel()}
     shared = sum(p.data_ptr() in trained for p in ref_model.parameters())
-    if not shared: return
-    what = "model and ref_model are the same model" if model is ref_model else f"model and ref_model share {shared} weights that are to be trained"
-    raise ValueError(f"{what}, and the reference would be trained with the policy: leave ref_model out, the reference is then the policy as it is now")
+    if not shared:
+        return
+    what = (
+        "model and ref_model are the same model"
+        if model is ref_model
+        else f"model and ref_model share {shared} weights that are to be trained"
+    )
+    raise ValueError(
+        f"{what}, and the reference would be trained with the policy: leave ref_model out, the reference is then the policy as it is now"
+    )
 
 # %% ../nbs/07_trainer.ipynb #cell-405
 def _check_model(model, tokenizer):
     "Raise `ValueError` for models that are not supported, and where model and tokenizer do not fit."
     config = model.config
     if getattr(config, "output_router_logits", False):
-        raise ValueError("mixture-of-experts auxiliary losses are not supported: set output_router_logits=False")
-    if config.is_encoder_decoder: raise ValueError("encoder-decoder models are not supported")
+        raise ValueError(
+            "mixture-of-experts auxiliary losses are not supported: set output_router_logits=False"
+        )
+    if config.is_encoder_decoder:
+        raise ValueError("encoder-decoder models are not supported")
     _check_vocabulary(model, tokenizer, "the model")
 
-def _check_vocabulary(model, tokenizer, what:str):
+
+def _check_vocabulary(model, tokenizer, what: str):
     "Raise `ValueError` where the tokenizer has tokens that a model does not know."
     vocabulary = _vocabulary(model)
     if len(tokenizer) > vocabulary:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, {what} only {vocabulary}")
 
+
 def _check_length_stays(model):
     "Raise `ValueError` for adapters that put tokens of their own in front of a row: what is scored would be at other places."
-    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False): return
+    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return
     ids = torch.zeros(1, 5, dtype=torch.long, device=model.device)
-    with _no_grad_pass(model): places = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.shape[1]
+    with _no_grad_pass(model):
+        places = model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+        ).logits.shape[1]
     if places != 5:
         kind = str(model.active_peft_config.peft_type).split(".")[-1]
-        raise ValueError(f"{kind} puts {places - 5} tokens of its own in front of every row, which is not supported: use prefix tuning, LoRA or another adapter that leaves rows as long as they are")
+        raise ValueError(
+            f"{kind} puts {places - 5} tokens of its own in front of every row, which is not supported: use prefix tuning, LoRA or another adapter that leaves rows as long as they are"
+        )
+
 
 _RANDOM = re.compile("dropout|pdrop|layerdrop|drop_path|drop_prob|drop_rate")
 
+
 def _probabilities(owner, pattern) -> list:
     "Names of an object's own attributes that match and are numbers other than 0."
-    return [name for name, x in vars(owner).items() if pattern.search(name) and isinstance(x, float) and x]
+    return [
+        name
+        for name, x in vars(owner).items()
+        if pattern.search(name) and isinstance(x, float) and x
+    ]
+
 
 def _configs(config) -> list:
     "A configuration, and those inside it."
-    return [config, *(c for x in vars(config).values() if isinstance(x, PreTrainedConfig) for c in _configs(x))]
+    return [
+        config,
+        *(c for x in vars(config).values() if isinstance(x, PreTrainedConfig) for c in _configs(x)),
+    ]
+
 
 def _disable_dropout(model):
     "Set everything to 0 that makes a model random in training: dropout layers, and the probabilities that modules and configurations keep as numbers."
     for module in model.modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd): module.p = 0.
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
     owners = [*model.modules(), *_configs(model.config)]
     for owner in owners:
-        for name in _probabilities(owner, _RANDOM): setattr(owner, name, 0.)
+        for name in _probabilities(owner, _RANDOM):
+            setattr(owner, name, 0.0)
     _disable_jitter(model, owners)
 
 # %% ../nbs/07_trainer.ipynb #cell-406
-def _disable_jitter(model, owners:list):
+def _disable_jitter(model, owners: list):
     "The same for the noise of routers, unless a model computes with that number in evaluation too (PhiMoE does)."
-    found = [(owner, name, getattr(owner, name)) for owner in owners for name in _probabilities(owner, re.compile("jitter"))]
-    if not found: return
-    (group, _), = _few_groups(model, 1)
+    found = [
+        (owner, name, getattr(owner, name))
+        for owner in owners
+        for name in _probabilities(owner, re.compile("jitter"))
+    ]
+    if not found:
+        return
+    ((group, _),) = _few_groups(model, 1)
     ids = torch.tensor([group["prompt_ids"] + group["completion_ids"][0]], device=model.device)
+
     def logits():
-        with _no_grad_pass(model): return model(input_ids=ids, use_cache=False).logits
+        with _no_grad_pass(model):
+            return model(input_ids=ids, use_cache=False).logits
+
     before = logits()
-    for owner, name, _ in found: setattr(owner, name, 0.)
-    if torch.equal(before, logits()): return
-    for owner, name, x in found: setattr(owner, name, x)
+    for owner, name, _ in found:
+        setattr(owner, name, 0.0)
+    if torch.equal(before, logits()):
+        return
+    for owner, name, x in found:
+        setattr(owner, name, x)
 
-def _multiple(model, wanted:int=None) -> int:
+
+def _multiple(model, wanted: int = None) -> int:
     "Row lengths are multiples of this; flex_attention works in blocks of 128."
-    return wanted or (128 if model.config.get_text_config()._attn_implementation == "flex_attention" else 1)
+    return wanted or (
+        128 if model.config.get_text_config()._attn_implementation == "flex_attention" else 1
+    )
 
-def last_checkpoint(folder, # an output_dir
-                   ) -> str: # path of its newest complete checkpoint, or None
+
+def last_checkpoint(
+    folder,  # an output_dir
+) -> str:  # path of its newest complete checkpoint, or None
     "The newest checkpoint that was written to the end; the trainer's state is the last file of each."
+
     def complete(path):
-        try: return json.loads((path/"trainer_state.json").read_text())["global_step"] == int(path.name.split("-")[1])
-        except (OSError, ValueError, KeyError): return False
-    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit() and complete(p)]
+        try:
+            return json.loads((path / "trainer_state.json").read_text())["global_step"] == int(
+                path.name.split("-")[1]
+            )
+        except (OSError, ValueError, KeyError):
+            return False
+
+    found = [
+        p
+        for p in Path(folder).glob("checkpoint-*")
+        if p.name.split("-")[1].isdigit() and complete(p)
+    ]
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 # %% ../nbs/07_trainer.ipynb #cell-230
-_FEW_MOVE = .05                                                                                # share of weights below which a run would train next to nothing
+_FEW_MOVE = 0.05  # share of weights below which a run would train next to nothing
 
-def _share_that_moves(parameters:list, # of weights
-                      step:float, # size of an update
-                      most:int=100_000, # weights looked at of each
-                     ) -> float: # of all weights
+
+def _share_that_moves(
+    parameters: list,  # of weights
+    step: float,  # size of an update
+    most: int = 100_000,  # weights looked at of each
+) -> float:  # of all weights
     "The share of weights that an update of this size, up or down, leaves with another value in their precision."
-    moves = 0.
+    moves = 0.0
     for p in parameters:
-        w = p.detach().flatten()[::max(p.numel()//most, 1)]
+        w = p.detach().flatten()[:: max(p.numel() // most, 1)]
         up, down = (w.float() + step).to(w.dtype), (w.float() - step).to(w.dtype)
-        moves += p.numel()*((up != w) | (down != w)).float().mean().item()
-    return moves/sum(p.numel() for p in parameters)
+        moves += p.numel() * ((up != w) | (down != w)).float().mean().item()
+    return moves / sum(p.numel() for p in parameters)
 
-def _check_precision(model, args, own_optimizer:bool=False):
+
+def _check_precision(model, args, own_optimizer: bool = False):
     """Raise `ValueError` where the trainable weights are so coarse that an update is rounded away, or fp16 arithmetic cannot scale
     their gradients; warn where many of them are."""
-    shared = args.deepspeed or args.fsdp or any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
-    narrow = [p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) and p.numel()]
-    if shared or not narrow: return                                                            # those that share weights out keep float32 ones for the optimizer
+    shared = (
+        args.deepspeed
+        or args.fsdp
+        or any(
+            os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
+            for kind in ("FSDP", "DEEPSPEED")
+        )
+    )
+    narrow = [
+        p
+        for p in model.parameters()
+        if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) and p.numel()
+    ]
+    if shared or not narrow:
+        return  # those that share weights out keep float32 ones for the optimizer
     dtype = str(narrow[0].dtype).removeprefix("torch.")
-    todo = "load the model in float32 (dtype='float32')" + ("" if args.fp16 else "; bf16=True then computes in bfloat16")
-    if args.fp16: raise ValueError(f"the trainable weights are {dtype}, and fp16=True scales gradients, which takes float32 weights: {todo}")
+    todo = "load the model in float32 (dtype='float32')" + (
+        "" if args.fp16 else "; bf16=True then computes in bfloat16"
+    )
+    if args.fp16:
+        raise ValueError(
+            f"the trainable weights are {dtype}, and fp16=True scales gradients, which takes float32 weights: {todo}"
+        )
     share = _share_that_moves(narrow, args.learning_rate)
     what = f"the trainable weights are {dtype}, and at learning_rate={args.learning_rate:g} a step can change {share:.1%} of them, the others are rounded back"
     name = str(args.optim).lower()
-    plain = "adam" in name and "anyprecision" not in name and not own_optimizer                # others may keep what rounding takes
-    if share < _FEW_MOVE and plain: raise ValueError(f"{what}: {todo}")
+    plain = (
+        "adam" in name and "anyprecision" not in name and not own_optimizer
+    )  # others may keep what rounding takes
+    if share < _FEW_MOVE and plain:
+        raise ValueError(f"{what}: {todo}")
     logger.warning("%s: %s", what, todo)
 
 # %% ../nbs/07_trainer.ipynb #cell-012
 def _after_head(config) -> dict:
     "What a model does to its logits after the head, as `token_logps` takes it."
-    return {"scale": (getattr(config, "logit_scale", None) or 1.)/(getattr(config, "logits_scaling", None) or 1.), "softcap": getattr(config, "final_logit_softcapping", None)}
+    return {
+        "scale": (getattr(config, "logit_scale", None) or 1.0)
+        / (getattr(config, "logits_scaling", None) or 1.0),
+        "softcap": getattr(config, "final_logit_softcapping", None),
+    }
 
-def _packed_logps(model, # called as it is, wrapped or not
-                  batch:dict, # from a packing `PreferenceCollator`
-                  budget_mb:float=math.inf, # for logits, see `token_logps`; infinite: the model's own head
-                  inner=None, # the model inside its wrappers
-                 ) -> torch.Tensor: # (N,) log π(y_k|x), nats, at least float32
+
+def _packed_logps(
+    model,  # called as it is, wrapped or not
+    batch: dict,  # from a packing `PreferenceCollator`
+    budget_mb: float = math.inf,  # for logits, see `token_logps`; infinite: the model's own head
+    inner=None,  # the model inside its wrappers
+) -> torch.Tensor:  # (N,) log π(y_k|x), nats, at least float32
     "Log-probabilities of a packed batch's completions; the head sees scored positions alone."
     inner = model if inner is None else inner
     config = inner.config.get_text_config()
-    mask = (packed_block_mask if config._attn_implementation == "flex_attention" else packed_mask)(batch["group"], batch["part"])
-    return _scored_logps(model, inner, batch, budget_mb, attention_mask=mask, position_ids=batch["position_ids"])
+    mask = (packed_block_mask if config._attn_implementation == "flex_attention" else packed_mask)(
+        batch["group"], batch["part"]
+    )
+    return _scored_logps(
+        model, inner, batch, budget_mb, attention_mask=mask, position_ids=batch["position_ids"]
+    )
 
-def _scored_logps(model, inner, batch:dict, budget_mb:float, **kwargs) -> torch.Tensor:
+
+def _scored_logps(model, inner, batch: dict, budget_mb: float, **kwargs) -> torch.Tensor:
     "The same, with whatever tells the model who sees whom."
     head, scored, chunks = inner.get_output_embeddings(), None, budget_mb < math.inf
+
     def keep_scored(module, args):
         nonlocal scored
         scored = args[0].flatten(0, 1)[batch["predicts"]]
         return (scored[:0] if chunks else scored)[None], *args[1:]
+
     hook = head.register_forward_pre_hook(keep_scored)
-    try: logits = model(input_ids=batch["input_ids"], use_cache=False, **kwargs).logits
-    finally: hook.remove()
-    if scored is None or logits.shape[:2] != (1, 0 if chunks else len(scored)): raise ValueError("the model makes its logits elsewhere")
-    if chunks: logps = token_logps(scored, head.weight, batch["targets"], head.bias, budget_mb=budget_mb, **_after_head(inner.config.get_text_config()))
-    else: logps = -F.cross_entropy(logits[0].to(torch.promote_types(logits.dtype, torch.float32)), batch["targets"], reduction="none")
+    try:
+        logits = model(input_ids=batch["input_ids"], use_cache=False, **kwargs).logits
+    finally:
+        hook.remove()
+    if scored is None or logits.shape[:2] != (1, 0 if chunks else len(scored)):
+        raise ValueError("the model makes its logits elsewhere")
+    if chunks:
+        logps = token_logps(
+            scored,
+            head.weight,
+            batch["targets"],
+            head.bias,
+            budget_mb=budget_mb,
+            **_after_head(inner.config.get_text_config()),
+        )
+    else:
+        logps = -F.cross_entropy(
+            logits[0].to(torch.promote_types(logits.dtype, torch.float32)),
+            batch["targets"],
+            reduction="none",
+        )
     return logps.new_zeros(len(batch["lengths"])).index_add(0, batch["completion"], logps)
 
 # %% ../nbs/07_trainer.ipynb #cell-014
@@ -698,17 +1291,40 @@ def _vocabulary(model) -> int:
     size = getattr(model.config.get_text_config(), "vocab_size", None)
     return model.get_input_embeddings().weight.shape[0] if size is None else size
 
+
 def _few_groups(model, *seeds) -> list:
     "Two groups of a few tokens of the model's vocabulary for each seed; they differ in all but the second completion of the first, and its prompt."
-    def tokens(n, seed): return torch.randint(_vocabulary(model), (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+    def tokens(n, seed):
+        return torch.randint(
+            _vocabulary(model), (n,), generator=torch.Generator().manual_seed(seed)
+        ).tolist()
+
     seen = tokens(9, 0)
-    def groups(unseen): return [dict(prompt_ids=seen[:5], completion_ids=[unseen[:4], seen[5:]], ranks=[0, 1], row=0),
-                                dict(prompt_ids=unseen[4:7], completion_ids=[unseen[7:9], unseen[9:]], ranks=[0, 1], row=1)]
+
+    def groups(unseen):
+        return [
+            dict(prompt_ids=seen[:5], completion_ids=[unseen[:4], seen[5:]], ranks=[0, 1], row=0),
+            dict(
+                prompt_ids=unseen[4:7],
+                completion_ids=[unseen[7:9], unseen[9:]],
+                ranks=[0, 1],
+                row=1,
+            ),
+        ]
+
     return [groups(tokens(15, seed)) for seed in seeds]
 
-def _on(model, groups, packed=True) -> dict: return {k: v.to(model.device) for k, v in PreferenceCollator(0, _multiple(model), packed)(groups).items()}
 
-def _noise(model, logps): return 50*torch.finfo(model.dtype).eps*(1 + logps.abs()).sqrt()
+def _on(model, groups, packed=True) -> dict:
+    return {
+        k: v.to(model.device)
+        for k, v in PreferenceCollator(0, _multiple(model), packed)(groups).items()
+    }
+
+
+def _noise(model, logps):
+    return 50 * torch.finfo(model.dtype).eps * (1 + logps.abs()).sqrt()
 
 # %% ../nbs/07_trainer.ipynb #cell-015
 def _why_not_packed(model) -> str:
@@ -716,47 +1332,78 @@ def _why_not_packed(model) -> str:
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "flex_attention"):
         return f"attention is {config._attn_implementation!r}; 'sdpa' and 'flex_attention' take the mask that packing needs"
-    if model.get_output_embeddings() is None: return "it has no language-model head to be found"
+    if model.get_output_embeddings() is None:
+        return "it has no language-model head to be found"
     one, other = _few_groups(model, 1, 2)
     try:
         with _no_grad_pass(model):
             packed, beside_others = (_packed_logps(model, _on(model, g)) for g in (one, other))
             rows = _on(model, one, packed=False)
-            separate = sequence_logps(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits, rows["labels"])
-    except torch.OutOfMemoryError: raise
-    except Exception as e: return f"it does not take a packed batch ({type(e).__name__}: {_first_line(e)})"
-    if not separate.isfinite().all(): return "its log-probabilities are not finite"
-    if packed[1] != beside_others[1]: return "tokens of other completions leak in"
+            separate = sequence_logps(
+                model(
+                    input_ids=rows["input_ids"],
+                    attention_mask=rows["attention_mask"],
+                    use_cache=False,
+                ).logits,
+                rows["labels"],
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:
+        return f"it does not take a packed batch ({type(e).__name__}: {_first_line(e)})"
+    if not separate.isfinite().all():
+        return "its log-probabilities are not finite"
+    if packed[1] != beside_others[1]:
+        return "tokens of other completions leak in"
     if not ((packed - separate).abs() <= _noise(model, separate)).all():
         return f"log-probabilities differ by {(packed - separate).abs().max():.2g} nats from those of separate rows"
+
 
 def _why_not_in_chunks(model) -> str:
     "Why `token_logps` would not give what this model's head gives, or None; for a model that can be packed."
     head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear: return f"its head is a {type(head).__name__}"
-    with _no_grad_pass(model): whole, chunks = (_packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0))
-    if not ((whole - chunks).abs() <= _noise(model, whole)).all(): return "something unknown follows its head"
+    if type(head) is not torch.nn.Linear:
+        return f"its head is a {type(head).__name__}"
+    with _no_grad_pass(model):
+        whole, chunks = (
+            _packed_logps(model, _on(model, *_few_groups(model, 1)), mb) for mb in (math.inf, 0)
+        )
+    if not ((whole - chunks).abs() <= _noise(model, whole)).all():
+        return "something unknown follows its head"
 
 # %% ../nbs/07_trainer.ipynb #cell-232
 @dataclass
 class _Extent:
     "How far some groups reach, tokens, and the longest of them."
-    row: float = 0 # prompt and longest completion
-    group: float = 0 # prompt and all completions
+
+    row: float = 0  # prompt and longest completion
+    group: float = 0  # prompt and all completions
     groups: list = field(default_factory=list)
 
-    def exceeds(self, other) -> bool: return self.row > other.row or self.group > other.group
-    def joined(self, other): return _Extent(max(self.row, other.row), max(self.group, other.group))
+    def exceeds(self, other) -> bool:
+        return self.row > other.row or self.group > other.group
+
+    def joined(self, other):
+        return _Extent(max(self.row, other.row), max(self.group, other.group))
+
 
 def _lengths(dataset):
     "(prompt's, [each completion's]) tokens of each row, read from the table's offsets alone."
-    for table in dataset.select_columns(["prompt_ids", "completion_ids"]).with_format("arrow").iter(batch_size=10_000):
+    for table in (
+        dataset.select_columns(["prompt_ids", "completion_ids"])
+        .with_format("arrow")
+        .iter(batch_size=10_000)
+    ):
         completions = table["completion_ids"]
         each = iter(pc.list_value_length(pc.list_flatten(completions)).to_pylist())
-        for prompt, K in zip(pc.list_value_length(table["prompt_ids"]).to_pylist(), pc.list_value_length(completions).to_pylist()):
+        for prompt, K in zip(
+            pc.list_value_length(table["prompt_ids"]).to_pylist(),
+            pc.list_value_length(completions).to_pylist(),
+        ):
             yield prompt, list(islice(each, K))
 
-def _extent_of(datasets:list, most:float) -> _Extent:
+
+def _extent_of(datasets: list, most: float) -> _Extent:
     "The extent of tokenised data sets; a stream's rows may have `most` tokens."
     found, longest = _Extent(), {}
     for d in datasets:
@@ -764,25 +1411,39 @@ def _extent_of(datasets:list, most:float) -> _Extent:
             found = found.joined(_Extent(most, most))
             continue
         for i, (prompt, completions) in enumerate(_lengths(d)):
-            sizes = dict(row=prompt + max(completions, default=0), group=prompt + sum(completions), prompt=prompt)
+            sizes = dict(
+                row=prompt + max(completions, default=0),
+                group=prompt + sum(completions),
+                prompt=prompt,
+            )
             for kind, n in sizes.items():
-                if n > longest.get(kind, (0,))[0]: longest[kind] = n, d, i
-    for kind in ("row", "group"): setattr(found, kind, max(getattr(found, kind), longest.get(kind, (0,))[0]))
+                if n > longest.get(kind, (0,))[0]:
+                    longest[kind] = n, d, i
+    for kind in ("row", "group"):
+        setattr(found, kind, max(getattr(found, kind), longest.get(kind, (0,))[0]))
     found.groups = list({(id(d), i): d[i] for _, d, i in longest.values()}.values())
     return found
 
-def _row_limit(max_length:int=None) -> float:
+
+def _row_limit(max_length: int = None) -> float:
     "Tokens that a streamed row can have: `max_length`, to which groups that came tokenised are cut as well."
     return max_length or math.inf
 
 # %% ../nbs/07_trainer.ipynb #cell-492
-def _out_of_reach(config, row:float) -> str:
+def _out_of_reach(config, row: float) -> str:
     "Why a row of this length is too long for the window or chunk that a configuration names, or None. The last token predicts nothing."
     kinds = getattr(config, "layer_types", None) or ("sliding_attention", "chunked_attention")
-    for name, kind, what in (("sliding_window", "sliding_attention", "its attention looks back"), ("attention_chunk_size", "chunked_attention", "its attention stays in chunks of")):
+    for name, kind, what in (
+        ("sliding_window", "sliding_attention", "its attention looks back"),
+        ("attention_chunk_size", "chunked_attention", "its attention stays in chunks of"),
+    ):
         n = getattr(config, name, None)
         if kind in kinds and isinstance(n, int) and 0 < n < row - 1:
-            longest = f"up to {row} tokens" if row < math.inf else "any length (they are streamed, and nothing cuts them)"
+            longest = (
+                f"up to {row} tokens"
+                if row < math.inf
+                else "any length (they are streamed, and nothing cuts them)"
+            )
             return f"{what} {n} tokens ({name}), and rows have {longest}"
 
 # %% ../nbs/07_trainer.ipynb #cell-493
@@ -791,19 +1452,29 @@ def _placed(model, device):
     "A model on another device for a while: FSDP and DeepSpeed place it later, a reference has not been placed yet."
     home = model.device
     try:
-        if home != device: model.to(device)
-    except torch.OutOfMemoryError: model.to(home)                                              # whole, it is too large
-    try: yield
+        if home != device:
+            model.to(device)
+    except torch.OutOfMemoryError:
+        model.to(home)  # whole, it is too large
+    try:
+        yield
     finally:
-        if home != device: model.to(home)
+        if home != device:
+            model.to(home)
 
-def _one_row(model, group:dict, k:int, budget_mb:float) -> torch.Tensor:
+
+def _one_row(model, group: dict, k: int, budget_mb: float) -> torch.Tensor:
     "(1,) log π(y_k|x) of a group's completion, nats, in a row of its own under the model's own mask."
     alone = _on(model, [dict(group, completion_ids=[group["completion_ids"][k]], ranks=[0])])
-    ids = alone["input_ids"][:, :len(group["prompt_ids"]) + len(group["completion_ids"][k])]    # without padding
-    return _scored_logps(model, model, {**alone, "input_ids": ids}, budget_mb, attention_mask=torch.ones_like(ids))
+    ids = alone["input_ids"][
+        :, : len(group["prompt_ids"]) + len(group["completion_ids"][k])
+    ]  # without padding
+    return _scored_logps(
+        model, model, {**alone, "input_ids": ids}, budget_mb, attention_mask=torch.ones_like(ids)
+    )
 
-def _why_not_long(model, groups:list, budget_mb:float, most:int=4) -> str:
+
+def _why_not_long(model, groups: list, budget_mb: float, most: int = 4) -> str:
     "Why packed rows would not be exact for these groups, or None; of each the `most` longest completions are looked at."
     budget_mb = math.inf if _why_not_in_chunks(model) else budget_mb
     for group in groups:
@@ -813,80 +1484,146 @@ def _why_not_long(model, groups:list, budget_mb:float, most:int=4) -> str:
             with _no_grad_pass(model):
                 packed = _packed_logps(model, _on(model, [group]), budget_mb)[longest]
                 separate = torch.cat([_one_row(model, group, k, budget_mb) for k in longest])
-        except torch.OutOfMemoryError: raise
-        except Exception as e: return f"it does not take the longest groups packed ({type(e).__name__}: {_first_line(e)})"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as e:
+            return (
+                f"it does not take the longest groups packed ({type(e).__name__}: {_first_line(e)})"
+            )
         off = (packed - separate).abs()
         if not (off <= _noise(model, separate).clamp(min=1e-3)).all():
             tokens = len(group["prompt_ids"]) + max(sizes)
             return f"log-probabilities of row {group['row']}, {tokens} tokens long, differ by {off.max():.2g} nats from those of separate rows"
 
 # %% ../nbs/07_trainer.ipynb #cell-236
-_TABLES = re.compile(r"(^|[._])(wpe|\w*pos\w*)$")                                              # names of modules and buffers, their last part
+_TABLES = re.compile(r"(^|[._])(wpe|\w*pos\w*)$")  # names of modules and buffers, their last part
+
 
 def _table_size(module) -> int:
     "Positions in a table of embeddings; some leave the first few places free."
     free = getattr(module, "offset", None)
-    if free is None: free = 0 if module.padding_idx is None else module.padding_idx + 1
+    if free is None:
+        free = 0 if module.padding_idx is None else module.padding_idx + 1
     return module.num_embeddings - free
 
-def model_positions(model) -> int: # None: positions are computed, any row has them
+
+def model_positions(model) -> int:  # None: positions are computed, any row has them
     "The number of positions that a model has a vector for; a longer row is an error in its `forward`."
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     words = model.get_input_embeddings()
     seen = [module for name, module in model.named_modules() if _TABLES.search(name)]
-    sizes = [_table_size(module) for module in seen if isinstance(module, torch.nn.Embedding) and module is not words]
-    sizes += [len(x) for name, x in model.named_buffers() if _TABLES.search(name) and x.dim() == 2 and len(x) == limit]
-    sizes += [len(x) for module in model.modules() for name, x in vars(module).items() if _TABLES.search(name) and isinstance(x, torch.Tensor) and x.dim() == 2 and len(x) == limit]
-    if model.config.model_type == "mpt": sizes.append(model.config.max_seq_len)                 # its slopes are made for so many
-    fits = [n for n in sizes if limit is None or n >= limit - 2]                                # not the table of a vision tower
+    sizes = [
+        _table_size(module)
+        for module in seen
+        if isinstance(module, torch.nn.Embedding) and module is not words
+    ]
+    sizes += [
+        len(x)
+        for name, x in model.named_buffers()
+        if _TABLES.search(name) and x.dim() == 2 and len(x) == limit
+    ]
+    sizes += [
+        len(x)
+        for module in model.modules()
+        for name, x in vars(module).items()
+        if _TABLES.search(name) and isinstance(x, torch.Tensor) and x.dim() == 2 and len(x) == limit
+    ]
+    if model.config.model_type == "mpt":
+        sizes.append(model.config.max_seq_len)  # its slopes are made for so many
+    fits = [n for n in sizes if limit is None or n >= limit - 2]  # not the table of a vision tower
     return min(fits, default=None)
 
-def _check_positions(name:str, model, extent:_Extent):
+
+def _check_positions(name: str, model, extent: _Extent):
     "Raise `ValueError` where rows are longer than the model has positions; a line where they are longer than it was trained with."
-    positions, trained = model_positions(model), getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions, trained = (
+        model_positions(model),
+        getattr(model.config.get_text_config(), "max_position_embeddings", None),
+    )
     if positions is not None and extent.row > positions:
-        if extent.row == math.inf: found = "streamed rows may have any length"
-        else: found = f"rows have up to {extent.row} tokens"
-        raise ValueError(f"{name} has {positions} positions, and {found}: set max_length to {positions} or less")
+        if extent.row == math.inf:
+            found = "streamed rows may have any length"
+        else:
+            found = f"rows have up to {extent.row} tokens"
+        raise ValueError(
+            f"{name} has {positions} positions, and {found}: set max_length to {positions} or less"
+        )
     if positions is None and trained and trained < extent.row < math.inf:
-        logger.warning("%s was made for rows of up to %d tokens (max_position_embeddings), and rows have up to %d", name, trained, extent.row)
+        logger.warning(
+            "%s was made for rows of up to %d tokens (max_position_embeddings), and rows have up to %d",
+            name,
+            trained,
+            extent.row,
+        )
 
 # %% ../nbs/07_trainer.ipynb #cell-017
 def _tokenized(dataset, tokenizer, args):
-    if dataset is None: return None
-    return tokenize_preferences(dataset, tokenizer, max_length=args.max_length or None, max_prompt_length=args.max_prompt_length,
-                                max_completion_length=args.max_completion_length, truncation_mode=args.truncation_mode,
-                                completion_tokens=args.completion_tokens, sft=args.loss_type == "sft", on_bad_rows=args.on_bad_rows,
-                                num_proc=args.dataset_num_proc)
-
+    if dataset is None:
+        return None
+    return tokenize_preferences(
+        dataset,
+        tokenizer,
+        max_length=args.max_length or None,
+        max_prompt_length=args.max_prompt_length,
+        max_completion_length=args.max_completion_length,
+        truncation_mode=args.truncation_mode,
+        completion_tokens=args.completion_tokens,
+        sft=args.loss_type == "sft",
+        on_bad_rows=args.on_bad_rows,
+        num_proc=args.dataset_num_proc,
+    )
 
 # %% ../nbs/07_trainer.ipynb #cell-268
 def _check_args(args):
     "Raise `ValueError` for arguments of another class, with those that carry over."
-    if isinstance(args, SLPOConfig): return
-    if not is_dataclass(args) or isinstance(args, type): raise ValueError(f"argument 'args': expected an SLPOConfig, got {_kind(args)}")
-    def default(f): return f.default_factory() if f.default_factory is not MISSING else f.default
-    given = {f.name: getattr(args, f.name) for f in fields(args) if f.init and getattr(args, f.name) != default(f)}
+    if isinstance(args, SLPOConfig):
+        return
+    if not is_dataclass(args) or isinstance(args, type):
+        raise ValueError(f"argument 'args': expected an SLPOConfig, got {_kind(args)}")
+
+    def default(f):
+        return f.default_factory() if f.default_factory is not MISSING else f.default
+
+    given = {
+        f.name: getattr(args, f.name)
+        for f in fields(args)
+        if f.init and getattr(args, f.name) != default(f)
+    }
     ours = {f.name: default(f) for f in fields(SLPOConfig)}
-    same = [f"{name}={getattr(value, 'value', value)!r}" for name, value in given.items() if name in ours and value != ours[name]]
+    same = [
+        f"{name}={getattr(value, 'value', value)!r}"
+        for name, value in given.items()
+        if name in ours and value != ours[name]
+    ]
     unknown = sorted(set(given) - set(ours))
     left = f"; not known there: {', '.join(unknown)}" if unknown else ""
-    raise ValueError(f"argument 'args': expected an SLPOConfig, got {_kind(args)}. Those of its settings that are not SLPOConfig's defaults carry over by name: SLPOConfig({', '.join(same)}){left}")
+    raise ValueError(
+        f"argument 'args': expected an SLPOConfig, got {_kind(args)}. Those of its settings that are not SLPOConfig's defaults carry over by name: SLPOConfig({', '.join(same)}){left}"
+    )
+
 
 def _kind(x) -> str:
     "The class of something, with its package where it is not Python's own."
     package = type(x).__module__.split(".")[0]
-    return type(x).__name__ if package in sys.stdlib_module_names else f"{type(x).__name__} of {package}"
+    return (
+        type(x).__name__
+        if package in sys.stdlib_module_names
+        else f"{type(x).__name__} of {package}"
+    )
 
-def _check_rows(name:str, dataset):
+
+def _check_rows(name: str, dataset):
     "Raise `ValueError`, naming the argument, for what is no data set."
-    if dataset is None or isinstance(dataset, (Dataset, IterableDataset)): return
+    if dataset is None or isinstance(dataset, (Dataset, IterableDataset)):
+        return
     kind = type(dataset).__name__
     remedy = _REMEDY.get(kind, "datasets.Dataset.from_list(list(rows)) makes one of dicts")
-    raise ValueError(f"argument '{name}': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}")
+    raise ValueError(
+        f"argument '{name}': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}"
+    )
 
 # %% ../nbs/07_trainer.ipynb #cell-491
-def _check_inputs(args, model, ref_model, processing_class, train_dataset, evals:dict):
+def _check_inputs(args, model, ref_model, processing_class, train_dataset, evals: dict):
     "Looks at all that was given before anything is loaded. Raises `TypeError`, `ValueError` or `FileNotFoundError`."
     _check_args(args)
     _check_rows("train_dataset", train_dataset)
@@ -895,17 +1632,19 @@ def _check_inputs(args, model, ref_model, processing_class, train_dataset, evals
     _check_kinds(model, ref_model)
     _check_names(args, model, ref_model, processing_class)
 
+
 def _prepared(model, tokenizer, args, peft_config):
     "The model as it is trained: with its new adapter, without dropout. Raises `ValueError` where it does not fit."
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token                        # masked everywhere, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token  # masked everywhere, so any token will do
     _check_model(model, tokenizer)
     _check_causal(model)
     _mend_generation(model)
     if peft_config is not None:
         from peft import get_peft_model
+
         model = get_peft_model(model, peft_config)
     _stay_trainable(model)
     if args.disable_dropout:
@@ -924,10 +1663,14 @@ def _prepared_reference(ref_model, args, dtype, tokenizer):
         _disable_dropout(ref_model)
     return ref_model
 
+
 def _check_trainable(model):
     "Raises `ValueError` where there is nothing to train."
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("no weight of the model is trainable, requires_grad is False for all: unfreeze some, or give a peft_config")
+        raise ValueError(
+            "no weight of the model is trainable, requires_grad is False for all: unfreeze some, or give a peft_config"
+        )
+
 
 def _check_causal(model):
     """Raises `ValueError` for a model in which an earlier token's logits depend on a later token, and for one
@@ -939,18 +1682,25 @@ def _check_causal(model):
     other = tokens.clone()
     other[0, -1] = 0
     try:
-        with _no_grad_pass(model): one, two = (model(input_ids=x).logits for x in (tokens, other))
+        with _no_grad_pass(model):
+            one, two = (model(input_ids=x).logits for x in (tokens, other))
     except AttributeError as e:
-        raise ValueError(f"a {kind} is not a causal language model ({_first_line(e)}): load it with AutoModelForCausalLM") from e
-    except Exception:                                                    # it wants more than tokens; what it is will be seen
+        raise ValueError(
+            f"a {kind} is not a causal language model ({_first_line(e)}): load it with AutoModelForCausalLM"
+        ) from e
+    except Exception:  # it wants more than tokens; what it is will be seen
         return
     if one.shape[:2] != (1, 6):
-        raise ValueError(f"a {kind} is not a causal language model, its logits have the shape {tuple(one.shape)} for 6 tokens: "
-                         "load it with AutoModelForCausalLM")
-    noise = 16*torch.finfo(one.dtype).eps*one.abs().max().clamp(min=1)
+        raise ValueError(
+            f"a {kind} is not a causal language model, its logits have the shape {tuple(one.shape)} for 6 tokens: "
+            "load it with AutoModelForCausalLM"
+        )
+    noise = 16 * torch.finfo(one.dtype).eps * one.abs().max().clamp(min=1)
     if one.isfinite().all() and (one - two)[:, :-1].abs().max() > noise:
-        raise ValueError(f"a {kind} is not a causal language model, its earlier tokens see the later ones: "
-                         "log-probabilities of completions have no meaning")
+        raise ValueError(
+            f"a {kind} is not a causal language model, its earlier tokens see the later ones: "
+            "log-probabilities of completions have no meaning"
+        )
 
 # %% ../nbs/07_trainer.ipynb #cell-018
 class SLPOTrainer(Trainer):
@@ -962,16 +1712,21 @@ class SLPOTrainer(Trainer):
     For a new LoRA adapter that is the base model, since it adds nothing yet. It is not where an adapter starts with an effect
     (one trained before, `init_lora_weights=False`) or where its start rewrites the base weights (`"pissa"`, `"loftq"`); then
     TRL's reference for a new adapter, the model with the adapter off, is not where training starts."""
-    def __init__(self, model, # a causal language model, its hub id or folder
-                 ref_model=None, # the reference; default: the policy as it is now
-                 args:SLPOConfig=None, # settings
-                 data_collator=None, # default: `PreferenceCollator`
-                 train_dataset=None, # rows of text or tokens, see notebook 06
-                 eval_dataset=None, # the same, or a dict of several
-                 processing_class=None, # the tokenizer; default: the one saved with the model
-                 compute_metrics=None, # called with log-ratios (N,2), chosen and mean rejected
-                 callbacks=None, optimizers=(None, None), # as in transformers.Trainer
-                 peft_config=None): # a PEFT configuration: train new adapters
+
+    def __init__(
+        self,
+        model,  # a causal language model, its hub id or folder
+        ref_model=None,  # the reference; default: the policy as it is now
+        args: SLPOConfig = None,  # settings
+        data_collator=None,  # default: `PreferenceCollator`
+        train_dataset=None,  # rows of text or tokens, see notebook 06
+        eval_dataset=None,  # the same, or a dict of several
+        processing_class=None,  # the tokenizer; default: the one saved with the model
+        compute_metrics=None,  # called with log-ratios (N,2), chosen and mean rejected
+        callbacks=None,
+        optimizers=(None, None),  # as in transformers.Trainer
+        peft_config=None,
+    ):  # a PEFT configuration: train new adapters
         args = SLPOConfig() if args is None else args
         many = isinstance(eval_dataset, dict)
         evals = eval_dataset if many else {None: eval_dataset}
@@ -984,14 +1739,38 @@ class SLPOTrainer(Trainer):
             _check_precision(model, args, optimizers[0] is not None)
         self._sft = args.loss_type == "sft"
         self._changes, self._data_name = [], None
-        self._sums, self._seen, self._step_rows, self._signal = {"train": defaultdict(float), "eval": defaultdict(float)}, [0., 0.], [], None
+        self._sums, self._seen, self._step_rows, self._signal = (
+            {"train": defaultdict(float), "eval": defaultdict(float)},
+            [0.0, 0.0],
+            [],
+            None,
+        )
         self._row_limit = _row_limit(args.max_length)
-        with args.main_process_first(desc="tokenising"):                                       # the other processes find what it has kept
-            train_dataset, evals = _tokenized(train_dataset, tokenizer, args), {k: _tokenized(d, tokenizer, args) for k, d in evals.items()}
-        super().__init__(model=model, args=args, data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, _multiple(model, args.pad_to_multiple_of), args.packing, args.row_length),
-                         train_dataset=train_dataset, eval_dataset=evals if many else evals[None], processing_class=tokenizer,
-                         compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers)
-        self.model_accepts_loss_kwargs = True                                                  # our loss is divided by the step's groups
+        with args.main_process_first(
+            desc="tokenising"
+        ):  # the other processes find what it has kept
+            train_dataset, evals = (
+                _tokenized(train_dataset, tokenizer, args),
+                {k: _tokenized(d, tokenizer, args) for k, d in evals.items()},
+            )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator
+            or PreferenceCollator(
+                tokenizer.pad_token_id,
+                _multiple(model, args.pad_to_multiple_of),
+                args.packing,
+                args.row_length,
+            ),
+            train_dataset=train_dataset,
+            eval_dataset=evals if many else evals[None],
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = True  # our loss is divided by the step's groups
         self.label_names = ["labels"]
         self.add_callback(_Interrupt(self))
         ref_model = _prepared_reference(ref_model, args, model.dtype, tokenizer)
@@ -1000,63 +1779,97 @@ class SLPOTrainer(Trainer):
 
 # %% ../nbs/07_trainer.ipynb #cell-019
 @patch
-def _settle_layout(self:SLPOTrainer, ref_model):
+def _settle_layout(self: SLPOTrainer, ref_model):
     """Packed rows where they are exact for every model, else padded ones; a chunked head where it gives what the model's own
     gives. Raises `ValueError` for rows that are longer than a model has positions."""
     self._head_budget, self._vouched, why = math.inf, _Extent(), None
-    models = [(name, model) for name, model in (("the model", self.model), ("the reference model", ref_model)) if model is not None]
+    models = [
+        (name, model)
+        for name, model in (("the model", self.model), ("the reference model", ref_model))
+        if model is not None
+    ]
     extent = _extent_of(self._all_datasets(), self._row_limit)
-    for name, model in models: _check_positions(name, model, extent)
-    if not getattr(self.data_collator, "packed", False): return
-    whys = [f"{name} cannot be packed, {why}" for name, model in models if (why := _why_not_packed(model))]
-    if self.args.n_gpu > 1: whys.append("several GPUs in one process split a batch by its rows; start one process for each, with accelerate launch")
+    for name, model in models:
+        _check_positions(name, model, extent)
+    if not getattr(self.data_collator, "packed", False):
+        return
+    whys = [
+        f"{name} cannot be packed, {why}"
+        for name, model in models
+        if (why := _why_not_packed(model))
+    ]
+    if self.args.n_gpu > 1:
+        whys.append(
+            "several GPUs in one process split a batch by its rows; start one process for each, with accelerate launch"
+        )
     whys += [] if whys else self._why_not_these(models, extent)
-    if self._shared_out(): why = "its weights are shared out"
-    elif not whys: why = next(filter(None, (_why_not_in_chunks(model) for _, model in models)), None)
-    if self.args.world_size > 1: whys, why = broadcast_object_list([whys, why])               # the first process decides for all
-    if whys: self._pad(whys[0])
-    elif why: logger.warning("the head is not computed in chunks: %s", why)
-    else: self._head_budget = self.args.head_budget_mb
+    if self._shared_out():
+        why = "its weights are shared out"
+    elif not whys:
+        why = next(filter(None, (_why_not_in_chunks(model) for _, model in models)), None)
+    if self.args.world_size > 1:
+        whys, why = broadcast_object_list([whys, why])  # the first process decides for all
+    if whys:
+        self._pad(whys[0])
+    elif why:
+        logger.warning("the head is not computed in chunks: %s", why)
+    else:
+        self._head_budget = self.args.head_budget_mb
+
 
 @patch
-def _pad(self:SLPOTrainer, why:str):
+def _pad(self: SLPOTrainer, why: str):
     logger.warning("padded rows instead of packed ones: %s", why)
     self.data_collator.packed = False
 
-@patch
-def _all_datasets(self:SLPOTrainer) -> list:
-    "The data sets for training and evaluation."
-    evals = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-    return [d for d in (self.train_dataset, *evals) if d is not None]
 
 @patch
-def _why_not_these(self:SLPOTrainer, models:list, extent:_Extent, whole:bool=True) -> list:
+def _all_datasets(self: SLPOTrainer) -> list:
+    "The data sets for training and evaluation."
+    evals = (
+        self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+    )
+    return [d for d in (self.train_dataset, *evals) if d is not None]
+
+
+@patch
+def _why_not_these(self: SLPOTrainer, models: list, extent: _Extent, whole: bool = True) -> list:
     "Why groups as long as these must not be packed: at most one line. `models`: (name, model); `whole`: all their weights are here."
-    if not extent.exceeds(self._vouched): return []
+    if not extent.exceeds(self._vouched):
+        return []
     for name, model in models:
         why = _out_of_reach(model.config.get_text_config(), extent.row)
         if not why and whole:
-            with _placed(model, self.args.device): why = _why_not_long(model, extent.groups, self.args.head_budget_mb)
-        if why: return [f"{name} cannot be packed, {why}"]
+            with _placed(model, self.args.device):
+                why = _why_not_long(model, extent.groups, self.args.head_budget_mb)
+        if why:
+            return [f"{name} cannot be packed, {why}"]
     self._vouched = extent.joined(self._vouched)
     return []
 
 # %% ../nbs/07_trainer.ipynb #cell-408
 @patch
-def _check_layout(self:SLPOTrainer, *datasets):
+def _check_layout(self: SLPOTrainer, *datasets):
     """For tokenised data that come later: padded rows from now on, where groups are longer than those tried so far and packed
     rows are not exact for them. Raises `ValueError` for rows that are longer than a model has positions."""
     models = [("the model", self.accelerator.unwrap_model(self.model))]
-    if self.ref_model is not None: models.append(("the reference model", self.ref_model))
+    if self.ref_model is not None:
+        models.append(("the reference model", self.ref_model))
     extent = _extent_of(datasets, self._row_limit)
-    for name, model in models: _check_positions(name, model, extent)
-    if not getattr(self.data_collator, "packed", False): return
+    for name, model in models:
+        _check_positions(name, model, extent)
+    if not getattr(self.data_collator, "packed", False):
+        return
     whys = self._why_not_these(models, extent, whole=not self._shared_out())
-    if self.args.world_size > 1: (whys,) = broadcast_object_list([whys])
-    if whys: self._pad(whys[0])
+    if self.args.world_size > 1:
+        (whys,) = broadcast_object_list([whys])
+    if whys:
+        self._pad(whys[0])
+
 
 @patch
-def _shared_out(self:SLPOTrainer) -> bool: return self.is_fsdp_enabled or self.is_deepspeed_enabled
+def _shared_out(self: SLPOTrainer) -> bool:
+    return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
 # %% ../nbs/07_trainer.ipynb #cell-021
 def _token_ids(dataset):
@@ -1064,10 +1877,15 @@ def _token_ids(dataset):
     for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000):
         yield from zip(rows["prompt_ids"], rows["completion_ids"])
 
+
 def _canonical(settings) -> str:
     "JSON of settings, the same in every process: the order of a set of strings is not."
-    def other(x): return sorted(x, key=str) if isinstance(x, (set, frozenset)) else repr(x)
+
+    def other(x):
+        return sorted(x, key=str) if isinstance(x, (set, frozenset)) else repr(x)
+
     return json.dumps(settings, sort_keys=True, default=other)
+
 
 def _weight_bytes(x):
     "The bytes of a weight, part by part; of a quantised one, those of the tensors it is made of."
@@ -1086,6 +1904,7 @@ def _adapter_state(model) -> list:
     if not hasattr(model, "peft_config"):
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
+
     configs = {name: config.to_dict() for name, config in model.peft_config.items()}
     layers = {}
     for name, layer in model.named_modules():
@@ -1093,6 +1912,7 @@ def _adapter_state(model) -> list:
             on = layer.active_adapters, layer.disable_adapters, layer.merged_adapters
             layers[name] = on, getattr(layer, "scaling", None)
     return [version("peft"), configs, layers]
+
 
 def _adapter_is_idle(model) -> bool:
     "Whether adapters add exactly nothing, as new LoRA matrices do: one of each pair is 0."
@@ -1109,7 +1929,9 @@ def _adapter_is_idle(model) -> bool:
             return False
     return True
 
-def _is_adapted(model) -> bool: return hasattr(model, "disable_adapter")
+
+def _is_adapted(model) -> bool:
+    return hasattr(model, "disable_adapter")
 
 # %% ../nbs/07_trainer.ipynb #cell-243
 def _fingerprint(model, dataset, *options) -> str:
@@ -1137,7 +1959,7 @@ def _fingerprint(model, dataset, *options) -> str:
     return digest.hexdigest()[:32]
 
 # %% ../nbs/07_trainer.ipynb #cell-244
-def _read_kept(path:Path, total:int):
+def _read_kept(path: Path, total: int):
     """The numbers in a file of reference log-probabilities; None where there is no such file or,
     with a warning, where it does not hold `total` finite numbers."""
     try:
@@ -1153,14 +1975,19 @@ def _read_kept(path:Path, total:int):
         return None
     except (OSError, ValueError, EOFError, MemoryError) as e:
         why = str(e).split("\n")[0] or type(e).__name__
-    logger.warning("%s does not hold the reference log-probabilities that it should (%s): "
-                   "they are computed anew", path, why)
+    logger.warning(
+        "%s does not hold the reference log-probabilities that it should (%s): "
+        "they are computed anew",
+        path,
+        why,
+    )
 
-def _write_kept(path:Path, flat, only_try:bool=False):
+
+def _write_kept(path: Path, flat, only_try: bool = False):
     "Write a file of reference log-probabilities, whole or not at all. Raises `OSError`."
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{uuid4().hex[:8]}.npy")     # a kill leaves no half file `path`
-    content = io.BytesIO()            # np.save into a file does not see that its end found no room
+    unfinished = path.with_suffix(f".{uuid4().hex[:8]}.npy")  # a kill leaves no half file `path`
+    content = io.BytesIO()  # np.save into a file does not see that its end found no room
     np.save(content, flat)
     try:
         unfinished.write_bytes(content.getvalue())
@@ -1172,26 +1999,33 @@ def _write_kept(path:Path, flat, only_try:bool=False):
 
 # %% ../nbs/07_trainer.ipynb #cell-245
 @patch
-def _kept_file(self:SLPOTrainer, dataset, model):
+def _kept_file(self: SLPOTrainer, dataset, model):
     "The file for a model's log-probabilities of a data set; None: none or, warned, it has no name."
     if self.args.ref_cache_dir == "" or self.args.process_index > 0:
         return None
     collator = self.data_collator
     layout = [getattr(collator, "packed", None), self._head_budget < math.inf]
     if type(collator) is not PreferenceCollator:
-        layout += [getattr(collator, "__qualname__", repr(type(collator))),
-                   getattr(collator, "__dict__", None)]
+        layout += [
+            getattr(collator, "__qualname__", repr(type(collator))),
+            getattr(collator, "__dict__", None),
+        ]
     precision = self.accelerator.mixed_precision, self.args.tf32
     try:
         name = _fingerprint(model, dataset, precision, layout)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
-        logger.warning("reference log-probabilities are not kept: the weights cannot be read as "
-                       "bytes (%s: %s)", type(e).__name__, str(e).split("\n")[0])
+        logger.warning(
+            "reference log-probabilities are not kept: the weights cannot be read as "
+            "bytes (%s: %s)",
+            type(e).__name__,
+            str(e).split("\n")[0],
+        )
         return None
-    return Path(self.args.ref_cache_dir or Path(HF_HOME)/"slpo")/f"ref-{name}.npy"
+    return Path(self.args.ref_cache_dir or Path(HF_HOME) / "slpo") / f"ref-{name}.npy"
+
 
 @patch
-def _keep(self:SLPOTrainer, path, flat, only_try:bool=False):
+def _keep(self: SLPOTrainer, path, flat, only_try: bool = False):
     "Write reference log-probabilities; where that fails, one warning for all data sets of the run."
     if path is None or not self._keeps:
         return
@@ -1199,13 +2033,17 @@ def _keep(self:SLPOTrainer, path, flat, only_try:bool=False):
         _write_kept(path, flat, only_try)
     except OSError as e:
         self._keeps = False
-        logger.warning("reference log-probabilities cannot be kept in %s (%s): this run uses them, "
-                       "the next one computes them again. ref_cache_dir (--ref_cache_dir) names "
-                       "another folder, or '' for none", path.parent, e)
+        logger.warning(
+            "reference log-probabilities cannot be kept in %s (%s): this run uses them, "
+            "the next one computes them again. ref_cache_dir (--ref_cache_dir) names "
+            "another folder, or '' for none",
+            path.parent,
+            e,
+        )
 
 # %% ../nbs/07_trainer.ipynb #cell-246
 @patch
-def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
+def _kept_logps(self: SLPOTrainer, dataset, ref_model) -> list:
     """`group_logps` of the reference, from its file or into it; the first process reads and writes.
     Whether the file can be written is tried before the pass."""
     model = self.accelerator.unwrap_model(self.model) if ref_model is None else ref_model
@@ -1226,14 +2064,19 @@ def _kept_logps(self:SLPOTrainer, dataset, ref_model) -> list:
 
 # %% ../nbs/07_trainer.ipynb #cell-022
 @patch
-def _check_shares(self:SLPOTrainer):
+def _check_shares(self: SLPOTrainer):
     "Raise `ValueError` where a process would not have the weights that the reference pass needs."
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() == "true":
-        raise ValueError("reference log-probabilities need the weights in every process: "
-                         "set fsdp_cpu_ram_efficient_loading: false")
+        raise ValueError(
+            "reference log-probabilities need the weights in every process: "
+            "set fsdp_cpu_ram_efficient_loading: false"
+        )
     if is_deepspeed_zero3_enabled():
-        raise ValueError("DeepSpeed's ZeRO stage 3 shares the weights out before the reference "
-                         "pass: use stage 2, or FSDP")
+        raise ValueError(
+            "DeepSpeed's ZeRO stage 3 shares the weights out before the reference "
+            "pass: use stage 2, or FSDP"
+        )
+
 
 @contextmanager
 def _no_grad_pass(model):
@@ -1246,52 +2089,69 @@ def _no_grad_pass(model):
         for module, training in modes:
             module.training = training
 
+
 def _stay_trainable(model):
     """Keep 4-bit layers in the form that has gradients. On CPUs bitsandbytes repacks their weights
     in the first pass without gradients, for good, and passes no gradient on from then on."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-            module.state_dict()                                  # unpacks what is packed already
+            module.state_dict()  # unpacks what is packed already
 
 # %% ../nbs/07_trainer.ipynb #cell-247
 @patch
-def _precomputes(self:SLPOTrainer, dataset) -> bool:
+def _precomputes(self: SLPOTrainer, dataset) -> bool:
     return self.args.precompute_ref_log_probs and not isinstance(dataset, IterableDataset)
+
 
 def _has_reference(dataset) -> bool:
     return dataset is not None and "ref_logps" in (dataset.column_names or ())
 
+
 @patch
-def _set_reference(self:SLPOTrainer, ref_model):
+def _set_reference(self: SLPOTrainer, ref_model):
     "Reference log-probabilities as a column of every data set, or a reference for each step."
     self.ref_model, self._start, self._keeps, self._said_random = None, None, True, False
     self._starts_at_reference = ref_model is None and not _has_reference(self.train_dataset)
-    if self._sft: return
-    if self._shared_out(): self._check_shares()
+    if self._sft:
+        return
+    if self._shared_out():
+        self._check_shares()
     elif ref_model is None and _is_adapted(self.model):
         weights = [p for p in self.model.parameters() if p.requires_grad]
         self._start = [(p, p.detach().clone()) for p in weights]
-    if ref_model is not None: ref_model.eval().requires_grad_(False).to(self.args.device)
+    if ref_model is not None:
+        ref_model.eval().requires_grad_(False).to(self.args.device)
     many, stays = isinstance(self.eval_dataset, dict), False
+
     def known(d):
         nonlocal stays
-        if d is None or _has_reference(d): return d
-        if not self._precomputes(d): stays = True; return d
+        if d is None or _has_reference(d):
+            return d
+        if not self._precomputes(d):
+            stays = True
+            return d
         return d.add_column("ref_logps", self._kept_logps(d, ref_model))
+
     self.train_dataset = known(self.train_dataset)
     evals = self.eval_dataset
     self.eval_dataset = {k: known(d) for k, d in evals.items()} if many else known(evals)
-    if stays: self._keep_reference(ref_model)
-    elif self._start is not None: self._start = [(p, data.cpu()) for p, data in self._start]
+    if stays:
+        self._keep_reference(ref_model)
+    elif self._start is not None:
+        self._start = [(p, data.cpu()) for p, data in self._start]
+
 
 @patch
-def _keep_reference(self:SLPOTrainer, ref_model):
+def _keep_reference(self: SLPOTrainer, ref_model):
     "A reference for each step: the one that was given, adapters' starts, or a copy of the model."
     if self._shared_out():
-        raise ValueError("with FSDP or DeepSpeed no second model is kept: use "
-                         "precompute_ref_log_probs=True and a data set that is not streamed")
-    if ref_model is not None: self.ref_model = ref_model
+        raise ValueError(
+            "with FSDP or DeepSpeed no second model is kept: use "
+            "precompute_ref_log_probs=True and a data set that is not streamed"
+        )
+    if ref_model is not None:
+        self.ref_model = ref_model
     elif self._start is None:
         self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
 
@@ -1300,19 +2160,22 @@ def _keep_reference(self:SLPOTrainer, ref_model):
 def _swapped(weights):
     "Parameters hold other data, from pairs (parameter, tensor); their own are back afterwards."
     own = [(p, p.data) for p, _ in weights]
+
     def put(pairs):
         for p, data in pairs:
             p.data = data.to(p.device)
-        torch.clear_autocast_cache()                     # it holds weights of before, in 16 bits
+        torch.clear_autocast_cache()  # it holds weights of before, in 16 bits
+
     try:
         put(weights)
         yield
     finally:
         put(own)
 
+
 @patch
 @contextmanager
-def _reference(self:SLPOTrainer):
+def _reference(self: SLPOTrainer):
     """The reference as a model, for passes without gradients: the one that was given or kept, or
     the policy with the adapters it started with. Raises `ValueError` where it is gone."""
     if self.ref_model is not None:
@@ -1323,12 +2186,15 @@ def _reference(self:SLPOTrainer):
     elif self._starts_at_reference and not self.state.global_step:
         yield self.model
     else:
-        raise ValueError("no reference is kept for rows that come after training has begun: give "
-                         "them to the trainer as an eval_dataset (a dict of several), with a "
-                         "column ref_logps, or set precompute_ref_log_probs=False")
+        raise ValueError(
+            "no reference is kept for rows that come after training has begun: give "
+            "them to the trainer as an eval_dataset (a dict of several), with a "
+            "column ref_logps, or set precompute_ref_log_probs=False"
+        )
+
 
 @patch
-def _with_reference(self:SLPOTrainer, dataset):
+def _with_reference(self: SLPOTrainer, dataset):
     """Groups of token ids that come later, with a column `ref_logps`, nats, unless each step
     computes its own. Raises `ValueError` where the reference is gone."""
     if self._sft or dataset is None or _has_reference(dataset):
@@ -1340,101 +2206,185 @@ def _with_reference(self:SLPOTrainer, dataset):
     return dataset.add_column("ref_logps", logps)
 
 # %% ../nbs/07_trainer.ipynb #cell-023
-def _batches(collator, sizes:list, n:int) -> list:
+def _batches(collator, sizes: list, n: int) -> list:
     "Lists of rows of indices, about `n` groups in each: full rows of one length where they are packed, else one group a row, longest first."
-    if not getattr(collator, "packed", False): rows = [[i] for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)]
+    if not getattr(collator, "packed", False):
+        rows = [[i] for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)]
     else:
         rows = _full_rows(sizes, collator.row_length)
-        n = max(round(n*len(rows)/len(sizes)), 1)
-        rows += [[]]*(-len(rows) % n)
-    return [rows[i:i + n] for i in range(0, len(rows), n)]
+        n = max(round(n * len(rows) / len(sizes)), 1)
+        rows += [[]] * (-len(rows) % n)
+    return [rows[i : i + n] for i in range(0, len(rows), n)]
+
 
 @patch
-def group_logps(self:SLPOTrainer, dataset, # groups of token ids
-                model=None, # default: the policy
-                desc:str="log-probs", # shown beside the progress bar
-               ) -> list: # of lists: log π(y_k|x) of each row's completions, nats
+def group_logps(
+    self: SLPOTrainer,
+    dataset,  # groups of token ids
+    model=None,  # default: the policy
+    desc: str = "log-probs",  # shown beside the progress bar
+) -> list:  # of lists: log π(y_k|x) of each row's completions, nats
     "Log-probabilities of every completion of a tokenised data set, without gradients, in full rows; processes share the work."
-    model, out, collate = self.model if model is None else model, [None]*len(dataset), self.data_collator
+    model, out, collate = (
+        self.model if model is None else model,
+        [None] * len(dataset),
+        self.data_collator,
+    )
     sizes = [len(p) + sum(map(len, c)) for p, c in _token_ids(dataset)]
     size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
     world, rank = self.args.world_size, self.args.process_index
     batches = _batches(collate, sizes, size)
-    batches += batches[-1:]*(-len(batches) % world)                                             # each process has the same number
+    batches += batches[-1:] * (-len(batches) % world)  # each process has the same number
     home = model.device
-    if (moves := home != self.args.device): model.to(self.args.device)                         # FSDP and DeepSpeed place the model later
-    with _no_grad_pass(model), tqdm(total=len(sizes)//world, desc=desc, unit="group", disable=self.args.disable_tqdm or rank > 0) as bar:
+    if moves := home != self.args.device:
+        model.to(self.args.device)  # FSDP and DeepSpeed place the model later
+    with (
+        _no_grad_pass(model),
+        tqdm(
+            total=len(sizes) // world,
+            desc=desc,
+            unit="group",
+            disable=self.args.disable_tqdm or rank > 0,
+        ) as bar,
+    ):
         for rows in batches[rank::world]:
             at = [i for row in rows for i in row]
             place = {i: k for k, i in enumerate(at)}
-            layout = {"rows": [[place[i] for i in row] for row in rows]} if getattr(collate, "packed", False) else {}
+            layout = (
+                {"rows": [[place[i] for i in row] for row in rows]}
+                if getattr(collate, "packed", False)
+                else {}
+            )
             batch = self._prepare_inputs(collate([dataset[i] for i in at], **layout))
-            for i, logps in zip(at, self._logps(model, batch).split(batch["sizes"].tolist())): out[i] = logps.tolist()
+            for i, logps in zip(at, self._logps(model, batch).split(batch["sizes"].tolist())):
+                out[i] = logps.tolist()
             bar.update(len(at))
-    if moves: model.to(home)
+    if moves:
+        model.to(home)
     if world > 1:
-        for i, logps in gather_object([(i, logps) for i, logps in enumerate(out) if logps is not None]): out[i] = logps
+        for i, logps in gather_object(
+            [(i, logps) for i, logps in enumerate(out) if logps is not None]
+        ):
+            out[i] = logps
     return out
 
 # %% ../nbs/07_trainer.ipynb #cell-024
 @patch
-def _logps(self:SLPOTrainer, model, batch):
+def _logps(self: SLPOTrainer, model, batch):
     "(N,) log-probabilities of a batch's completions; raises `FloatingPointError` with the rows where one is not finite."
     with self.accelerator.autocast():
-        if "predicts" in batch: logps = _packed_logps(model, batch, self._head_budget, self.accelerator.unwrap_model(model))
-        else: logps = sequence_logps(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits, batch["labels"])
+        if "predicts" in batch:
+            logps = _packed_logps(
+                model, batch, self._head_budget, self.accelerator.unwrap_model(model)
+            )
+        else:
+            logps = sequence_logps(
+                model(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    use_cache=False,
+                ).logits,
+                batch["labels"],
+            )
     if not logps.isfinite().all():
         rows = batch["rows"].repeat_interleave(batch["sizes"])[~logps.isfinite()].unique().tolist()
-        raise FloatingPointError(f"step {self.state.global_step}: a log-probability is not finite, in rows {_few(rows)} of the data set; no step was taken and nothing was saved. The weights, or what the model makes of these rows, have left the range of {model.dtype}: try a wider precision or, where training had begun, a lower learning_rate. {self._what_is_whole()}")
+        raise FloatingPointError(
+            f"step {self.state.global_step}: a log-probability is not finite, in rows {_few(rows)} of the data set; no step was taken and nothing was saved. The weights, or what the model makes of these rows, have left the range of {model.dtype}: try a wider precision or, where training had begun, a lower learning_rate. {self._what_is_whole()}"
+        )
     return logps
 
 # %% ../nbs/07_trainer.ipynb #cell-026
 @patch
-def _losses(self:SLPOTrainer, batch, logps, ref_logps):
+def _losses(self: SLPOTrainer, batch, logps, ref_logps):
     "(B,) losses and a dict of (B,) metrics, in the order of the batch's groups."
     sizes, lengths = batch["sizes"], batch["lengths"]
-    if self._sft: return -logps, {"logps/chosen": logps.detach()}
+    if self._sft:
+        return -logps, {"logps/chosen": logps.detach()}
     first, losses, metrics = sizes.cumsum(0) - sizes, logps.new_zeros(len(sizes)), {}
     for K in sizes.unique().tolist():
         at = (sizes == K).nonzero()[:, 0]
-        block = first[at, None] + torch.arange(K, device=sizes.device)                         # (b,K) places in the flat batch
-        losses = losses.index_put((at,), self._checked_loss(logps[block], ref_logps[block], lengths[block], batch["ranks"][block]))
-        for key, value in self._group_metrics(logps[block].detach(), ref_logps[block], batch["ranks"][block]).items():
-            metrics.setdefault(key, torch.full_like(losses, math.nan).detach())[at] = value.to(losses)
+        block = first[at, None] + torch.arange(
+            K, device=sizes.device
+        )  # (b,K) places in the flat batch
+        losses = losses.index_put(
+            (at,),
+            self._checked_loss(
+                logps[block], ref_logps[block], lengths[block], batch["ranks"][block]
+            ),
+        )
+        for key, value in self._group_metrics(
+            logps[block].detach(), ref_logps[block], batch["ranks"][block]
+        ).items():
+            metrics.setdefault(key, torch.full_like(losses, math.nan).detach())[at] = value.to(
+                losses
+            )
     return losses, metrics
 
-@patch
-def preference_loss(self:SLPOTrainer, logps, # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
-                    ref_logps, # (B,K) log π_ref(y_k|x), nats
-                    lengths, # (B,K) scored tokens
-                    ranks, # (B,K) integers, lower is better
-                   ) -> torch.Tensor: # (B,) a loss for each group
-    "What `loss_type` names. A subclass that returns another (B,) tensor trains with that, see notebook 21."
-    a, none = self.args, {"reduction": "none"}
-    if a.loss_type == "dpo": return dpo_loss(logps, ref_logps, beta=a.beta, label_smoothing=a.label_smoothing, ranks=ranks, **none)
-    if a.loss_type == "ipo": return ipo_loss(logps/lengths, ref_logps/lengths, beta=a.beta, ranks=ranks, **none)          # per token, as in TRL
-    if a.loss_type == "slpo_sample": return slpo_sample_loss(logps, ref_logps, alpha=a.alpha, beta=a.beta, anchor=a.anchor, ranks=ranks, **none)
-    return slpo_loss(logps, ref_logps, alpha=a.alpha, temperature=a.temperature, lengths=lengths, form=a.form, target=a.target,
-                     scale_t2=a.scale_t2, ranks=ranks, **none)
 
 @patch
-def _checked_loss(self:SLPOTrainer, logps, *args):
+def preference_loss(
+    self: SLPOTrainer,
+    logps,  # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
+    ref_logps,  # (B,K) log π_ref(y_k|x), nats
+    lengths,  # (B,K) scored tokens
+    ranks,  # (B,K) integers, lower is better
+) -> torch.Tensor:  # (B,) a loss for each group
+    "What `loss_type` names. A subclass that returns another (B,) tensor trains with that, see notebook 21."
+    a, none = self.args, {"reduction": "none"}
+    if a.loss_type == "dpo":
+        return dpo_loss(
+            logps, ref_logps, beta=a.beta, label_smoothing=a.label_smoothing, ranks=ranks, **none
+        )
+    if a.loss_type == "ipo":
+        return ipo_loss(
+            logps / lengths, ref_logps / lengths, beta=a.beta, ranks=ranks, **none
+        )  # per token, as in TRL
+    if a.loss_type == "slpo_sample":
+        return slpo_sample_loss(
+            logps, ref_logps, alpha=a.alpha, beta=a.beta, anchor=a.anchor, ranks=ranks, **none
+        )
+    return slpo_loss(
+        logps,
+        ref_logps,
+        alpha=a.alpha,
+        temperature=a.temperature,
+        lengths=lengths,
+        form=a.form,
+        target=a.target,
+        scale_t2=a.scale_t2,
+        ranks=ranks,
+        **none,
+    )
+
+
+@patch
+def _checked_loss(self: SLPOTrainer, logps, *args):
     losses = self.preference_loss(logps, *args)
-    if losses.shape != logps.shape[:1]: raise ValueError(f"preference_loss returned shape {tuple(losses.shape)} for logps of shape {tuple(logps.shape)}: expected one loss for each group, ({len(logps)},)")
+    if losses.shape != logps.shape[:1]:
+        raise ValueError(
+            f"preference_loss returned shape {tuple(losses.shape)} for logps of shape {tuple(logps.shape)}: expected one loss for each group, ({len(logps)},)"
+        )
     return losses
 
 # %% ../nbs/07_trainer.ipynb #cell-077
 @patch
-def _eps(self:SLPOTrainer) -> float:
+def _eps(self: SLPOTrainer) -> float:
     "Machine epsilon of the model's arithmetic."
     a = self.args
     bf16 = a.bf16 or self.model.dtype == torch.bfloat16
-    return torch.finfo(torch.bfloat16 if bf16 else torch.float16 if a.fp16 or self.model.dtype == torch.float16 else torch.float32).eps
+    return torch.finfo(
+        torch.bfloat16
+        if bf16
+        else torch.float16
+        if a.fp16 or self.model.dtype == torch.float16
+        else torch.float32
+    ).eps
+
 
 @patch
-def _group_metrics(self:SLPOTrainer, logps, ref_logps, ranks):
+def _group_metrics(self: SLPOTrainer, logps, ref_logps, ranks):
     a = self.args
-    metrics = _metrics(logps, ref_logps, ranks, 1. if a.loss_type == "slpo" else a.beta)
+    metrics = _metrics(logps, ref_logps, ranks, 1.0 if a.loss_type == "slpo" else a.beta)
     if a.loss_type == "slpo":
         gap = (_log_targets(ref_logps, a.alpha, a.target, ranks).clamp(max=0) - logps).to(logps)
         metrics["target_gap/chosen"], metrics["target_gap/rejected"] = _best_and_rest(gap, ranks)
@@ -1442,180 +2392,289 @@ def _group_metrics(self:SLPOTrainer, logps, ref_logps, ranks):
 
 # %% ../nbs/07_trainer.ipynb #cell-028
 @patch
-def _get_num_items_in_batch(self:SLPOTrainer, batch_samples, device):
+def _get_num_items_in_batch(self: SLPOTrainer, batch_samples, device):
     "Groups in one optimizer step, over all processes."
     n = torch.tensor(sum(len(b["sizes"]) for b in batch_samples), device=device)
     return self.accelerator.gather(n).sum() if self.args.world_size > 1 else n
 
+
 @patch
-def compute_loss(self:SLPOTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
+def compute_loss(self: SLPOTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     "The batch's share of the mean loss over all groups of the step. Raises `FloatingPointError`."
     logps, training = self._logps(model, inputs), self.model.training
     ref_logps = None if self._sft else self._ref_logps(inputs).to(logps)
     if training:
         self._step_rows += inputs["rows"].tolist()
-        if not self._sft: self._check_start(logps.detach(), ref_logps, inputs)
+        if not self._sft:
+            self._check_start(logps.detach(), ref_logps, inputs)
     losses, metrics = self._losses(inputs, logps, ref_logps)
-    if not losses.isfinite().all(): raise FloatingPointError(self._stopped("the loss", inputs["rows"][~losses.isfinite()].tolist()))
-    self._count("train" if training else "eval", {**metrics, "loss": losses.detach()}, inputs["rows"])
-    loss = losses.sum()/(len(losses) if num_items_in_batch is None else num_items_in_batch/self.args.world_size)
-    outputs = torch.stack([metrics[f"logratios/{k}"] for k in ("chosen", "rejected")], -1) if not self._sft else logps.detach()[:, None]
+    if not losses.isfinite().all():
+        raise FloatingPointError(
+            self._stopped("the loss", inputs["rows"][~losses.isfinite()].tolist())
+        )
+    self._count(
+        "train" if training else "eval", {**metrics, "loss": losses.detach()}, inputs["rows"]
+    )
+    loss = losses.sum() / (
+        len(losses) if num_items_in_batch is None else num_items_in_batch / self.args.world_size
+    )
+    outputs = (
+        torch.stack([metrics[f"logratios/{k}"] for k in ("chosen", "rejected")], -1)
+        if not self._sft
+        else logps.detach()[:, None]
+    )
     return (loss, outputs) if return_outputs else loss
 
-@patch
-def _ref_logps(self:SLPOTrainer, inputs):
-    if "ref_logps" in inputs: return inputs["ref_logps"]
-    with self._reference() as model, _no_grad_pass(model): return self._logps(model, inputs)
 
 @patch
-def prediction_step(self:SLPOTrainer, model, inputs, prediction_loss_only, ignore_keys=None):
+def _ref_logps(self: SLPOTrainer, inputs):
+    if "ref_logps" in inputs:
+        return inputs["ref_logps"]
+    with self._reference() as model, _no_grad_pass(model):
+        return self._logps(model, inputs)
+
+
+@patch
+def prediction_step(self: SLPOTrainer, model, inputs, prediction_loss_only, ignore_keys=None):
     "Loss, log-ratios (B,2) and the label 0 (\"the first was preferred\") of a batch."
-    with torch.no_grad(): loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
-    return (loss, None, None) if prediction_loss_only else (loss, outputs, torch.zeros(len(outputs), device=outputs.device))
+    with torch.no_grad():
+        loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+    return (
+        (loss, None, None)
+        if prediction_loss_only
+        else (loss, outputs, torch.zeros(len(outputs), device=outputs.device))
+    )
 
 # %% ../nbs/07_trainer.ipynb #cell-074
 @patch
-def _get_train_sampler(self:SLPOTrainer, train_dataset=None):
+def _get_train_sampler(self: SLPOTrainer, train_dataset=None):
     "As in transformers, where whole optimizer steps are wanted without the groups that are left over: transformers drops partial micro-batches alone."
     sampler = Trainer._get_train_sampler(self, train_dataset)
-    if not self.args.dataloader_drop_last or type(sampler) is not RandomSampler: return sampler
-    step, n = self.args.train_batch_size*self.args.gradient_accumulation_steps*self.args.world_size, len(sampler.data_source)
-    if n < step: raise ValueError(f"dataloader_drop_last=True leaves nothing: {n} groups are fewer than the {step} of one optimizer step")
-    return RandomSampler(sampler.data_source, num_samples=n//step*step)
+    if not self.args.dataloader_drop_last or type(sampler) is not RandomSampler:
+        return sampler
+    step, n = (
+        self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+        len(sampler.data_source),
+    )
+    if n < step:
+        raise ValueError(
+            f"dataloader_drop_last=True leaves nothing: {n} groups are fewer than the {step} of one optimizer step"
+        )
+    return RandomSampler(sampler.data_source, num_samples=n // step * step)
 
-_NOT_COUNTED = -1                                                            # in place of a row's number
+
+_NOT_COUNTED = -1  # in place of a row's number
+
 
 class _FilledUp(torch.utils.data.IterableDataset):
     "A stream whose last batch is as full as the others: with copies of its first row, which are not counted."
-    def __init__(self, rows, # a stream of groups
-                 size:int): # groups in a batch, over all processes
+
+    def __init__(
+        self,
+        rows,  # a stream of groups
+        size: int,
+    ):  # groups in a batch, over all processes
         self.rows, self.size = rows, size
 
     def __iter__(self):
         n, first = 0, None
         for row in self.rows:
             n += 1
-            if first is None: first = row
+            if first is None:
+                first = row
             yield row
-        for _ in range(-n % self.size): yield {**first, "row": _NOT_COUNTED}
+        for _ in range(-n % self.size):
+            yield {**first, "row": _NOT_COUNTED}
 
     def set_epoch(self, epoch):
-        if hasattr(self.rows, "set_epoch"): self.rows.set_epoch(epoch)
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+
 
 @patch
-def _eval_dataloader(self:SLPOTrainer, original, dataset):
+def _eval_dataloader(self: SLPOTrainer, original, dataset):
     "What `original` gives with every row: `dataloader_drop_last` is for training, and processes that share a stream share whole batches."
     args, given = self.args, dataset
-    if dataset is None: dataset = self.eval_dataset
-    elif isinstance(dataset, str): dataset = self.eval_dataset[dataset]
+    if dataset is None:
+        dataset = self.eval_dataset
+    elif isinstance(dataset, str):
+        dataset = self.eval_dataset[dataset]
     streamed = isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset))
-    if streamed and args.world_size > 1: given = _FilledUp(dataset, args.eval_batch_size*args.world_size)
+    if streamed and args.world_size > 1:
+        given = _FilledUp(dataset, args.eval_batch_size * args.world_size)
     before = args.dataloader_drop_last, args.dataloader_persistent_workers
     args.dataloader_drop_last = False
-    if given is not None and not isinstance(given, str): args.dataloader_persistent_workers = False     # transformers would take the loader of another data set
-    try: return original(self, given)
-    finally: args.dataloader_drop_last, args.dataloader_persistent_workers = before
+    if given is not None and not isinstance(given, str):
+        args.dataloader_persistent_workers = (
+            False  # transformers would take the loader of another data set
+        )
+    try:
+        return original(self, given)
+    finally:
+        args.dataloader_drop_last, args.dataloader_persistent_workers = before
 
 # %% ../nbs/07_trainer.ipynb #cell-409
 @patch
-def get_eval_dataloader(self:SLPOTrainer, eval_dataset=None):
+def get_eval_dataloader(self: SLPOTrainer, eval_dataset=None):
     "As in transformers, with every row once."
     return self._eval_dataloader(Trainer.get_eval_dataloader, eval_dataset)
 
+
 @patch
-def get_test_dataloader(self:SLPOTrainer, test_dataset):
+def get_test_dataloader(self: SLPOTrainer, test_dataset):
     "As in transformers, with every row once."
     return self._eval_dataloader(Trainer.get_test_dataloader, test_dataset)
 
 # %% ../nbs/07_trainer.ipynb #cell-269
 @patch
-def _later(self:SLPOTrainer, name:str, dataset):
+def _later(self: SLPOTrainer, name: str, dataset):
     """Rows that come after the trainer was built: made into groups and checked as those that it was built with, with the reference's
     log-probabilities. Raises `BadRows`; `ValueError` where the reference is gone."""
-    known = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-    if any(dataset is d for d in (self.train_dataset, *known)): return dataset
+    known = (
+        self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+    )
+    if any(dataset is d for d in (self.train_dataset, *known)):
+        return dataset
     _check_rows(name, dataset)
-    with self.args.main_process_first(desc="tokenising"): groups = _tokenized(dataset, self.processing_class, self.args)
+    with self.args.main_process_first(desc="tokenising"):
+        groups = _tokenized(dataset, self.processing_class, self.args)
     self._check_layout(groups)
     return self._with_reference(groups)
 
-@patch
-def evaluate(self:SLPOTrainer, eval_dataset=None, # rows of text or groups, a dict of several, or the name of one that the trainer was built with
-             ignore_keys=None, metric_key_prefix="eval"):
-    "As in transformers, of any rows. Raises `BadRows`; `ValueError` for new rows where the reference is gone."
-    if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)): eval_dataset = self._later("eval_dataset", eval_dataset)
-    return Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
 
 @patch
-def predict(self:SLPOTrainer, test_dataset, # rows of text or groups
-            ignore_keys=None, metric_key_prefix="test"):
+def evaluate(
+    self: SLPOTrainer,
+    eval_dataset=None,  # rows of text or groups, a dict of several, or the name of one that the trainer was built with
+    ignore_keys=None,
+    metric_key_prefix="eval",
+):
+    "As in transformers, of any rows. Raises `BadRows`; `ValueError` for new rows where the reference is gone."
+    if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)):
+        eval_dataset = self._later("eval_dataset", eval_dataset)
+    return Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
+
+
+@patch
+def predict(
+    self: SLPOTrainer,
+    test_dataset,  # rows of text or groups
+    ignore_keys=None,
+    metric_key_prefix="test",
+):
     "As in transformers, of any rows: log-ratios (N,2), chosen and rejected. Raises as `evaluate` does."
-    return Trainer.predict(self, self._later("test_dataset", test_dataset), ignore_keys, metric_key_prefix)
+    return Trainer.predict(
+        self, self._later("test_dataset", test_dataset), ignore_keys, metric_key_prefix
+    )
 
 # %% ../nbs/07_trainer.ipynb #cell-270
 _TESTED = "transformers 5.23.0 and 5.24.0"
 _HOOKS = """train evaluate predict log evaluation_loop prediction_step compute_loss save_model create_model_card get_eval_dataloader get_test_dataloader
     _get_train_sampler _get_grad_norm _get_num_items_in_batch _load_from_checkpoint _load_optimizer_and_scheduler _save_rng_state _save_checkpoint _load_best_model
-    _prepare_inputs _get_output_dir get_optimizer_cls_and_kwargs"""                            # methods that transformers calls, or that we call
-_ATTRIBUTES = "model_accepts_loss_kwargs gather_function is_fsdp_enabled is_deepspeed_enabled _created_lr_scheduler"     # of a Trainer, set by it
+    _prepare_inputs _get_output_dir get_optimizer_cls_and_kwargs"""  # methods that transformers calls, or that we call
+_ATTRIBUTES = "model_accepts_loss_kwargs gather_function is_fsdp_enabled is_deepspeed_enabled _created_lr_scheduler"  # of a Trainer, set by it
+
 
 def _missing_names() -> list:
     "What slpo overrides or reads in transformers and accelerate, and they do not have."
     source = Path(sys.modules[Trainer.__module__].__file__).read_text(encoding="utf-8")
-    def used(name): return re.search(rf"\bself\.{name}\b", source) or name in ("_get_output_dir", "predict", "save_model", "train", "get_optimizer_cls_and_kwargs")
-    missing = [f"Trainer.{name}" for name in _HOOKS.split() if not hasattr(Trainer, name) or not used(name)]
+
+    def used(name):
+        return re.search(rf"\bself\.{name}\b", source) or name in (
+            "_get_output_dir",
+            "predict",
+            "save_model",
+            "train",
+            "get_optimizer_cls_and_kwargs",
+        )
+
+    missing = [
+        f"Trainer.{name}" for name in _HOOKS.split() if not hasattr(Trainer, name) or not used(name)
+    ]
     missing += [f"Trainer.{name}" for name in _ATTRIBUTES.split() if not used(name)]
-    if not hasattr(TrainingArguments, "_VALID_DICT_FIELDS"): missing.append("TrainingArguments._VALID_DICT_FIELDS")
+    if not hasattr(TrainingArguments, "_VALID_DICT_FIELDS"):
+        missing.append("TrainingArguments._VALID_DICT_FIELDS")
     for name in ("_attn_implementation", "_name_or_path"):
-        if not hasattr(PreTrainedConfig(), name): missing.append(f"PreTrainedConfig.{name}")
-    if "_is_accelerate_prepared" not in inspect.getsource(Accelerator.prepare_model): missing.append("accelerate's _is_accelerate_prepared")
+        if not hasattr(PreTrainedConfig(), name):
+            missing.append(f"PreTrainedConfig.{name}")
+    if "_is_accelerate_prepared" not in inspect.getsource(Accelerator.prepare_model):
+        missing.append("accelerate's _is_accelerate_prepared")
     return missing
+
 
 def _check_surface():
     "Raise `ImportError` where a release has renamed what slpo builds on: a run would go wrong without a word."
     if missing := _missing_names():
-        raise ImportError(f"slpo builds on {', '.join(missing)}, which transformers {version('transformers')} with accelerate {version('accelerate')} lacks or no longer uses: "
-                          f"gradients, metrics or checkpoints would be wrong without a word. Tested with {_TESTED}: pip install 'transformers>=5.6,<5.25'")
+        raise ImportError(
+            f"slpo builds on {', '.join(missing)}, which transformers {version('transformers')} with accelerate {version('accelerate')} lacks or no longer uses: "
+            f"gradients, metrics or checkpoints would be wrong without a word. Tested with {_TESTED}: pip install 'transformers>=5.6,<5.25'"
+        )
+
 
 _check_surface()
 
 # %% ../nbs/07_trainer.ipynb #cell-029
-def _few(rows, most=20) -> str: return f"[{', '.join(map(str, sorted(rows)[:most]))}{', …' if len(rows) > most else ''}]"
+def _few(rows, most=20) -> str:
+    return f"[{', '.join(map(str, sorted(rows)[:most]))}{', …' if len(rows) > most else ''}]"
+
 
 @patch
-def _what_is_whole(self:SLPOTrainer) -> str:
+def _what_is_whole(self: SLPOTrainer) -> str:
     path = last_checkpoint(self.args.output_dir)
-    return f"The last complete checkpoint is {path}: resume_from_checkpoint=True goes on from it." if path else "No checkpoint has been written."
+    return (
+        f"The last complete checkpoint is {path}: resume_from_checkpoint=True goes on from it."
+        if path
+        else "No checkpoint has been written."
+    )
+
 
 @patch
-def _stopped(self:SLPOTrainer, what:str, rows:list) -> str:
+def _stopped(self: SLPOTrainer, what: str, rows: list) -> str:
     why = "an overflow in this precision, or a learning rate that has driven the weights too far: try a lower learning_rate, more warm-up (resumed runs take them from there on), or float32"
     return f"step {self.state.global_step}: {what} is not finite, in rows {_few(rows)} of the data set; no step was taken and nothing was saved. Likely {why}. {self._what_is_whole()}"
 
+
 @patch
-def _get_grad_norm(self:SLPOTrainer, model, grad_norm=None):
+def _get_grad_norm(self: SLPOTrainer, model, grad_norm=None):
     "As in transformers, called before every optimizer step. Raises `FloatingPointError` where the gradient is not finite, or exactly 0 at the start."
     norm, rows = Trainer._get_grad_norm(self, model, grad_norm), self._step_rows
-    self._step_rows, self._starts_at_reference = [], False                                      # after this step it has left it
-    if norm is None: return norm
-    if not math.isfinite(norm) and not self.args.fp16: raise FloatingPointError(self._stopped("the gradient", rows))
-    if norm == 0 and self.state.global_step == 0 and self._must_move(): raise FloatingPointError(self._still(rows))
+    self._step_rows, self._starts_at_reference = [], False  # after this step it has left it
+    if norm is None:
+        return norm
+    if not math.isfinite(norm) and not self.args.fp16:
+        raise FloatingPointError(self._stopped("the gradient", rows))
+    if norm == 0 and self.state.global_step == 0 and self._must_move():
+        raise FloatingPointError(self._still(rows))
     return norm
 
-@patch
-def _must_move(self:SLPOTrainer) -> bool:
-    "Whether the loss has a gradient where policy and reference are one."
-    a = self.args
-    at_rest = a.loss_type in ("slpo", "slpo_sample") and a.alpha == 0 or a.loss_type == "dpo" and a.label_smoothing == .5
-    return not (at_rest or self._own_loss() or self.is_deepspeed_enabled)                      # DeepSpeed knows the norm after the step
 
 @patch
-def _still(self:SLPOTrainer, rows:list) -> str:
+def _must_move(self: SLPOTrainer) -> bool:
+    "Whether the loss has a gradient where policy and reference are one."
+    a = self.args
+    at_rest = (
+        a.loss_type in ("slpo", "slpo_sample")
+        and a.alpha == 0
+        or a.loss_type == "dpo"
+        and a.label_smoothing == 0.5
+    )
+    return not (
+        at_rest or self._own_loss() or self.is_deepspeed_enabled
+    )  # DeepSpeed knows the norm after the step
+
+
+@patch
+def _still(self: SLPOTrainer, rows: list) -> str:
     trainable = [name for name, p in self.model.named_parameters() if p.requires_grad]
     cause = "trainable weights that the loss does not depend on (an adapter that is off, or whose two halves are both 0; weights below frozen 4-bit ones that pass no gradient on), or gradients too small for 16 bits"
-    if self.args.loss_type == "slpo": cause += ", or a temperature so low that probabilities underflow (temperature='length' does not)"
-    return (f"step 0: the gradient is exactly 0, in rows {_few(rows)} of the data set: nothing would be learned, and no step was taken. Likely causes: {cause}. "
-            f"{len(trainable)} weights are trainable{', ' + ', '.join(trainable[:2]) + ', …' if trainable else ''}")
+    if self.args.loss_type == "slpo":
+        cause += (
+            ", or a temperature so low that probabilities underflow (temperature='length' does not)"
+        )
+    return (
+        f"step 0: the gradient is exactly 0, in rows {_few(rows)} of the data set: nothing would be learned, and no step was taken. Likely causes: {cause}. "
+        f"{len(trainable)} weights are trainable{', ' + ', '.join(trainable[:2]) + ', …' if trainable else ''}"
+    )
 
 # %% ../nbs/07_trainer.ipynb #cell-249
 def _random_part(model) -> str:
@@ -1624,26 +2683,27 @@ def _random_part(model) -> str:
             return f"a dropout of {module.p} in {name}"
     return "a layer that draws random numbers in training, or works in another way there"
 
+
 @patch
-def _differ(self:SLPOTrainer, logps, ref_logps):
+def _differ(self: SLPOTrainer, logps, ref_logps):
     """(N,) whether log-probabilities, nats, differ by more than arithmetic does; layers of
     quantised weights may round what goes into them, too."""
     model = self.accelerator.unwrap_model(self.model)
     kinds = {type(p.data).__module__.split(".")[0] for p in model.parameters()}
-    quantised = getattr(model, "is_quantized", False) or kinds != {"torch"}     # torchao's and others
-    eps = max(self._eps(), 2.**-8) if quantised else self._eps()
-    return (logps - ref_logps).abs() > (24*eps + 1e-3)*logps.abs().sqrt() + 1e-3
+    quantised = getattr(model, "is_quantized", False) or kinds != {"torch"}  # torchao's and others
+    eps = max(self._eps(), 2.0**-8) if quantised else self._eps()
+    return (logps - ref_logps).abs() > (24 * eps + 1e-3) * logps.abs().sqrt() + 1e-3
 
 # %% ../nbs/07_trainer.ipynb #cell-250
 @patch
-def _check_start(self:SLPOTrainer, logps, ref_logps, inputs):
+def _check_start(self: SLPOTrainer, logps, ref_logps, inputs):
     """Raise `ValueError` where training would not start at its reference: before the first update
     all rewards are 0, up to noise. Where they are not, the batch is seen once more as in an
     evaluation, which dropout and noise do not touch."""
     if not self._starts_at_reference or self.state.global_step or not self.args.check_start:
         return
     differs = self._differ(logps, ref_logps).any()
-    if self.args.world_size > 1:                                          # shards work together
+    if self.args.world_size > 1:  # shards work together
         differs = self.accelerator.gather(differs.int()[None]).any()
     if not differs:
         return
@@ -1653,187 +2713,288 @@ def _check_start(self:SLPOTrainer, logps, ref_logps, inputs):
     if off.any():
         rows = inputs["rows"].repeat_interleave(inputs["sizes"])[off].unique().tolist()
         most = (calm - ref_logps).abs().max()
-        raise ValueError(f"before the first step the policy's log-probabilities differ from the "
-                         f"reference's, by up to {most:.3g} nats, in rows {_few(rows)}: the "
-                         "reference must be the model that training starts from. Were weights "
-                         "loaded, or an adapter changed, after the trainer was built? "
-                         "check_start=False (--check_start false) trains all the same")
+        raise ValueError(
+            f"before the first step the policy's log-probabilities differ from the "
+            f"reference's, by up to {most:.3g} nats, in rows {_few(rows)}: the "
+            "reference must be the model that training starts from. Were weights "
+            "loaded, or an adapter changed, after the trainer was built? "
+            "check_start=False (--check_start false) trains all the same"
+        )
     wanted = not self.args.disable_dropout or self.args.neftune_noise_alpha
     if wanted or self._said_random:
         return
     self._said_random = True
-    logger.warning("training is random: in the first step log-probabilities differ by up to %.3g "
-                   "nats from those of an evaluation, which are the reference's. Likely %s",
-                   (logps - calm).abs().max(), _random_part(self.model))
+    logger.warning(
+        "training is random: in the first step log-probabilities differ by up to %.3g "
+        "nats from those of an evaluation, which are the reference's. Likely %s",
+        (logps - calm).abs().max(),
+        _random_part(self.model),
+    )
 
 # %% ../nbs/07_trainer.ipynb #cell-030
 @patch
-def _count(self:SLPOTrainer, mode:str, values:dict, rows):
+def _count(self: SLPOTrainer, mode: str, values: dict, rows):
     "Add (B,) values to the sums and counts."
     table = torch.stack([x.double() for x in values.values()], -1)
-    if mode == "eval":                                                                         # every row once
+    if mode == "eval":  # every row once
         table, rows = self.accelerator.gather_for_metrics((table, rows))
         self._counted = rows != _NOT_COUNTED
         table = table[self._counted]
-    known = table.isfinite()                                                                   # a target at -inf has no gap
-    for key, *sum_and_count in zip(values, table.where(known, 0.).sum(0).tolist(), known.sum(0).tolist()):
+    known = table.isfinite()  # a target at -inf has no gap
+    for key, *sum_and_count in zip(
+        values, table.where(known, 0.0).sum(0).tolist(), known.sum(0).tolist()
+    ):
         self._sums[mode][key] = np.add(self._sums[mode][key], sum_and_count)
 
+
 @patch
-def _take_means(self:SLPOTrainer, mode:str, prefix:str="") -> dict:
+def _take_means(self: SLPOTrainer, mode: str, prefix: str = "") -> dict:
     "Means since the last call; of training, over all processes."
     sums, self._sums[mode] = self._sums[mode], defaultdict(float)
-    if not sums: return {}
-    keys, table = sorted(sums), torch.tensor(np.array([sums[k] for k in sorted(sums)]), device=self.args.device)
+    if not sums:
+        return {}
+    keys, table = (
+        sorted(sums),
+        torch.tensor(np.array([sums[k] for k in sorted(sums)]), device=self.args.device),
+    )
     if mode == "train":
         table = self.accelerator.reduce(table, "sum")
         self._seen = np.add(self._seen, table[keys.index("loss")].tolist())
-    return {prefix + k: (total/n).item() for k, (total, n) in zip(keys, table) if n > 0}
+    return {prefix + k: (total / n).item() for k, (total, n) in zip(keys, table) if n > 0}
+
 
 @patch
-def log(self:SLPOTrainer, logs, start_time=None):
+def log(self: SLPOTrainer, logs, start_time=None):
     "Adds the means of the metrics since the last log to training logs, and the mean loss of the whole run, resumed or not, to the last one."
-    if "loss" in logs: logs.update(self._take_means("train"))
+    if "loss" in logs:
+        logs.update(self._take_means("train"))
     if "train_loss" in logs:
         self._take_means("train")
         logs["train_loss"] = self._mean_loss()
     Trainer.log(self, logs, start_time)
 
+
 @patch
-def _gather_counted(self:SLPOTrainer, values, **how):
+def _gather_counted(self: SLPOTrainer, values, **how):
     "What all processes have, of the batch that was counted last."
     values = self.accelerator.gather_for_metrics(values, **how)
     return values[self._counted] if len(values) == len(self._counted) else values
 
 # %% ../nbs/07_trainer.ipynb #cell-410
 @patch
-def evaluation_loop(self:SLPOTrainer, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+def evaluation_loop(
+    self: SLPOTrainer,
+    dataloader,
+    description,
+    prediction_loss_only=None,
+    ignore_keys=None,
+    metric_key_prefix="eval",
+):
     "As in transformers, with every metric a mean over groups."
     self._sums["eval"].clear()
-    if self.args.world_size > 1: self.gather_function = self._gather_counted
-    output = Trainer.evaluation_loop(self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+    if self.args.world_size > 1:
+        self.gather_function = self._gather_counted
+    output = Trainer.evaluation_loop(
+        self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+    )
     output.metrics.update(self._take_means("eval", f"{metric_key_prefix}_"))
     return output
 
 # %% ../nbs/07_trainer.ipynb #cell-032
 @patch
-def _load_from_checkpoint(self:SLPOTrainer, resume_from_checkpoint, model=None):
+def _load_from_checkpoint(self: SLPOTrainer, resume_from_checkpoint, model=None):
     "All weights of a checkpoint, under the names that the model has for them."
     self._starts_at_reference = False
     if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
-        self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype).state_dict())
-    else: Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
+        self.model.load_state_dict(
+            type(self.model)
+            .from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            .state_dict()
+        )
+    else:
+        Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
+
 
 @patch
-def _save_rng_state(self:SLPOTrainer, output_dir):
+def _save_rng_state(self: SLPOTrainer, output_dir):
     "As in transformers, with the sums of the metrics; all processes are done before the last file is written."
     Trainer._save_rng_state(self, output_dir)
     state = {"seen": list(self._seen), "sums": {k: list(v) for k, v in self._sums["train"].items()}}
-    (Path(output_dir)/f"metrics_{self.args.process_index}.json").write_text(json.dumps(state))
-    if self.args.should_save: (Path(output_dir)/"slpo.json").write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
+    (Path(output_dir) / f"metrics_{self.args.process_index}.json").write_text(json.dumps(state))
+    if self.args.should_save:
+        (Path(output_dir) / "slpo.json").write_text(
+            json.dumps(self._record(), indent=1) + "\n", encoding="utf-8"
+        )
     self.accelerator.wait_for_everyone()
 
+
 @patch
-def _load_sums(self:SLPOTrainer, path):
+def _load_sums(self: SLPOTrainer, path):
     "The sums of the metrics since the last log, and of the whole run; where another number of processes wrote them, the first one takes all."
     files = sorted(Path(path).glob("metrics_*.json"))
     states = [json.loads(file.read_text()) for file in files]
-    self._seen = states[0]["seen"] if states else [0., 0.]
+    self._seen = states[0]["seen"] if states else [0.0, 0.0]
     self._sums["train"] = defaultdict(float)
-    if len(states) == self.args.world_size: states = [json.loads((Path(path)/f"metrics_{self.args.process_index}.json").read_text())]
-    elif self.args.process_index: states = []
+    if len(states) == self.args.world_size:
+        states = [json.loads((Path(path) / f"metrics_{self.args.process_index}.json").read_text())]
+    elif self.args.process_index:
+        states = []
     for state in states:
-        for key, sums in state["sums"].items(): self._sums["train"][key] = np.add(self._sums["train"][key], sums)
+        for key, sums in state["sums"].items():
+            self._sums["train"][key] = np.add(self._sums["train"][key], sums)
+
 
 @patch
-def _save_checkpoint(self:SLPOTrainer, model, trial):
+def _save_checkpoint(self: SLPOTrainer, model, trial):
     "As in transformers; raises `OSError` that says what is whole where a file cannot be written."
     name = f"checkpoint-{self.state.global_step}"
-    if self.args.should_save: (Path(self._get_output_dir(trial=trial))/name/"trainer_state.json").unlink(missing_ok=True)     # until it is whole again
-    try: Trainer._save_checkpoint(self, model, trial)
-    except (OSError, RuntimeError, SafetensorError) as e: raise OSError(f"{name} could not be written ({e}). {self._what_is_whole()}") from e
+    if self.args.should_save:
+        (Path(self._get_output_dir(trial=trial)) / name / "trainer_state.json").unlink(
+            missing_ok=True
+        )  # until it is whole again
+    try:
+        Trainer._save_checkpoint(self, model, trial)
+    except (OSError, RuntimeError, SafetensorError) as e:
+        raise OSError(f"{name} could not be written ({e}). {self._what_is_whole()}") from e
+
 
 @patch
-def _load_best_model(self:SLPOTrainer): self._load_from_checkpoint(self.state.best_model_checkpoint)
+def _load_best_model(self: SLPOTrainer):
+    self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 # %% ../nbs/07_trainer.ipynb #cell-265
 def _data_fingerprint(dataset) -> str:
     "Names the token ids and ranks of groups, in their order: 16 hexadecimal digits; None for a stream, which is not read ahead."
-    if not hasattr(dataset, "select_columns") or isinstance(dataset, IterableDataset): return None
+    if not hasattr(dataset, "select_columns") or isinstance(dataset, IterableDataset):
+        return None
     digest = hashlib.sha256()
     columns = [c for c in ("prompt_ids", "completion_ids", "ranks") if c in dataset.column_names]
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
         for name in columns:
             values = table[name].combine_chunks()
-            while hasattr(values, "value_lengths"):                         # lists, and lists of lists
-                digest.update(values.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+            while hasattr(values, "value_lengths"):  # lists, and lists of lists
+                digest.update(
+                    values.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64).tobytes()
+                )
                 values = values.flatten()
             digest.update(values.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
     return digest.hexdigest()[:16]
 
-def _reference_mean(dataset) -> float: # nats, None where it is not known beforehand
+
+def _reference_mean(dataset) -> float:  # nats, None where it is not known beforehand
     "Mean reference log-probability of the first completions of up to 1,000 groups: tells one reference from another."
-    if "ref_logps" not in (getattr(dataset, "column_names", None) or ()) or isinstance(dataset, IterableDataset): return None
+    if "ref_logps" not in (getattr(dataset, "column_names", None) or ()) or isinstance(
+        dataset, IterableDataset
+    ):
+        return None
     return float(np.mean([logps[0] for logps in dataset[:1000]["ref_logps"]]))
+
 
 _STAYS = "loss_type seed data_seed optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon dataloader_drop_last train_sampling_strategy disable_dropout"
 _LENGTH = ("max_steps", "num_train_epochs")
 _SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", *_LENGTH)
-_MEASURED = ("reduce_lr_on_plateau", "greedy")                       # schedules that steps do not tell
+_MEASURED = ("reduce_lr_on_plateau", "greedy")  # schedules that steps do not tell
 _MAY_CHANGE = (*_SCHEDULE, "max_grad_norm", "bf16", "fp16", "neftune_noise_alpha")
 
-@patch
-def _record(self:SLPOTrainer) -> dict:
-    "What a run is made of, for its checkpoints: `stays` must be the same when it goes on, `may change` holds from there on."
-    a, own = self.args, self._own_loss()
-    stays = {name: getattr(a, name) for name in f"{_STAYS} {' '.join(_KNOBS.values()) if own else _KNOBS[a.loss_type]}".split()}
-    stays["loss"] = own
-    stays["groups in a step"] = a.train_batch_size*a.gradient_accumulation_steps*a.world_size
-    if self._data_name is None: self._data_name = _data_fingerprint(self.train_dataset)
-    stays["training data"] = self._data_name
-    may_change = {name: getattr(a, name) for name in _MAY_CHANGE}
-    record = {"stays": stays, "may change": may_change, "reference": _reference_mean(self.train_dataset), "changes": self._changes}
-    return json.loads(json.dumps(record, default=lambda x: str(getattr(x, "value", x))))
 
 @patch
-def _own_loss(self:SLPOTrainer) -> str:
+def _record(self: SLPOTrainer) -> dict:
+    "What a run is made of, for its checkpoints: `stays` must be the same when it goes on, `may change` holds from there on."
+    a, own = self.args, self._own_loss()
+    stays = {
+        name: getattr(a, name)
+        for name in f"{_STAYS} {' '.join(_KNOBS.values()) if own else _KNOBS[a.loss_type]}".split()
+    }
+    stays["loss"] = own
+    stays["groups in a step"] = a.train_batch_size * a.gradient_accumulation_steps * a.world_size
+    if self._data_name is None:
+        self._data_name = _data_fingerprint(self.train_dataset)
+    stays["training data"] = self._data_name
+    may_change = {name: getattr(a, name) for name in _MAY_CHANGE}
+    record = {
+        "stays": stays,
+        "may change": may_change,
+        "reference": _reference_mean(self.train_dataset),
+        "changes": self._changes,
+    }
+    return json.loads(json.dumps(record, default=lambda x: str(getattr(x, "value", x))))
+
+
+@patch
+def _own_loss(self: SLPOTrainer) -> str:
     "The name of a class with a `preference_loss` of its own, or None."
-    return None if self._sft or type(self).preference_loss is SLPOTrainer.preference_loss else type(self).__name__
+    return (
+        None
+        if self._sft or type(self).preference_loss is SLPOTrainer.preference_loss
+        else type(self).__name__
+    )
 
 # %% ../nbs/07_trainer.ipynb #cell-266
 @patch
-def _check_resume(self:SLPOTrainer, path, # a checkpoint
-                  step:int, # its step
-                  finished:bool): # is there nothing left to train?
+def _check_resume(
+    self: SLPOTrainer,
+    path,  # a checkpoint
+    step: int,  # its step
+    finished: bool,
+):  # is there nothing left to train?
     "Raise `ValueError` where a run would go on as another than the one that made the checkpoint; say what holds from there on."
-    file = Path(path)/"slpo.json"
+    file = Path(path) / "slpo.json"
     if not file.exists():
-        logger.warning("%s has no record of the settings and data that it was made with: whether they are the same now is not checked", path)
+        logger.warning(
+            "%s has no record of the settings and data that it was made with: whether they are the same now is not checked",
+            path,
+        )
         return
     then = json.loads(file.read_text(encoding="utf-8"))
     self._changes = then["changes"]
     now = self._record()
-    other = {k: (v, now["stays"].get(k)) for k, v in then["stays"].items() if now["stays"].get(k) != v}
-    if None in other.get("training data", ()): del other["training data"]                          # a stream
+    other = {
+        k: (v, now["stays"].get(k)) for k, v in then["stays"].items() if now["stays"].get(k) != v
+    }
+    if None in other.get("training data", ()):
+        del other["training data"]  # a stream
     a, b = then["reference"], now["reference"]
-    if not (other or a is None or b is None) and abs(a - b) > .01*max(abs(a), 1): other["mean reference log-probability (another model to start from?)"] = (a, b)
-    changed = {k: [v, now["may change"][k]] for k, v in then["may change"].items() if k in now["may change"] and now["may change"][k] != v}
-    if self.args.max_steps > 0 and "max_steps" not in changed: changed.pop("num_train_epochs", None)     # the other one rules
-    if finished: other |= {k: v for k, v in changed.items() if k not in _LENGTH}
+    if not (other or a is None or b is None) and abs(a - b) > 0.01 * max(abs(a), 1):
+        other["mean reference log-probability (another model to start from?)"] = (a, b)
+    changed = {
+        k: [v, now["may change"][k]]
+        for k, v in then["may change"].items()
+        if k in now["may change"] and now["may change"][k] != v
+    }
+    if self.args.max_steps > 0 and "max_steps" not in changed:
+        changed.pop("num_train_epochs", None)  # the other one rules
+    if finished:
+        other |= {k: v for k, v in changed.items() if k not in _LENGTH}
     kinds = changed.get("lr_scheduler_type", ())
-    if any(kind in _MEASURED for kind in kinds): other["lr_scheduler_type"] = kinds
-    if self.is_deepspeed_enabled: other |= {k: v for k, v in changed.items() if k in _SCHEDULE}      # it keeps the schedule itself
+    if any(kind in _MEASURED for kind in kinds):
+        other["lr_scheduler_type"] = kinds
+    if self.is_deepspeed_enabled:
+        other |= {
+            k: v for k, v in changed.items() if k in _SCHEDULE
+        }  # it keeps the schedule itself
     if other:
         what = ", ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in other.items())
-        why = "it is finished, so that these would have no effect" if finished else "half of the run would be another one's"
-        raise ValueError(f"{path} was not made by the run that is to go on: {what}; {why}. Give the values of before to go on with it, "
-                         "or start anew: without resume_from_checkpoint (--resume), in another output_dir (--output_dir)")
-    if not changed: return
+        why = (
+            "it is finished, so that these would have no effect"
+            if finished
+            else "half of the run would be another one's"
+        )
+        raise ValueError(
+            f"{path} was not made by the run that is to go on: {what}; {why}. Give the values of before to go on with it, "
+            "or start anew: without resume_from_checkpoint (--resume), in another output_dir (--output_dir)"
+        )
+    if not changed:
+        return
     self._changes = [*self._changes, {"step": step, **changed}]
-    logger.warning("resumed with other settings, which hold from step %d on: %s", step, ", ".join(f"{k} {old} -> {new}" for k, (old, new) in changed.items()))
+    logger.warning(
+        "resumed with other settings, which hold from step %d on: %s",
+        step,
+        ", ".join(f"{k} {old} -> {new}" for k, (old, new) in changed.items()),
+    )
+
 
 @patch
-def _load_optimizer_and_scheduler(self:SLPOTrainer, checkpoint):
+def _load_optimizer_and_scheduler(self: SLPOTrainer, checkpoint):
     """As in transformers, which would take the next step at the rate of before: the schedule of
     now holds from here on."""
     schedule, rates = self.lr_scheduler, list(getattr(self.lr_scheduler, "base_lrs", ()))
@@ -1846,56 +3007,82 @@ def _load_optimizer_and_scheduler(self:SLPOTrainer, checkpoint):
         _rescale(self.optimizer, schedule, *self._changes[-1].get("learning_rate", (1, 1)))
 
 # %% ../nbs/07_trainer.ipynb #cell-411
-def _take_rates(optimizer, schedule, base:list):
+def _take_rates(optimizer, schedule, base: list):
     "Set the rates to those of a schedule at its present step; `base`: peak rates, of each group."
     schedule.base_lrs = base
-    now = [peak*share(schedule.last_epoch) for peak, share in zip(base, schedule.lr_lambdas)]
+    now = [peak * share(schedule.last_epoch) for peak, share in zip(base, schedule.lr_lambdas)]
     for group, peak, rate in zip(optimizer.param_groups, base, now):
         group["initial_lr"], group["lr"] = peak, rate
     schedule._last_lr = now
 
-def _rescale(optimizer, schedule, old:float, new:float):
+
+def _rescale(optimizer, schedule, old: float, new: float):
     "Carry on with a schedule that depends on what was measured, from another peak rate."
     if old == new:
         return
     if not old:
-        raise ValueError(f"the checkpoint was made with learning_rate={old}: no schedule can be "
-                         "taken over from it")
+        raise ValueError(
+            f"the checkpoint was made with learning_rate={old}: no schedule can be "
+            "taken over from it"
+        )
     for group in optimizer.param_groups:
         for name in ("lr", "initial_lr"):
             if name in group:
-                group[name] = group[name]*new/old
+                group[name] = group[name] * new / old
     for name in ("base_lrs", "_last_lr"):
         if hasattr(schedule, name):
-            setattr(schedule, name, [rate*new/old for rate in getattr(schedule, name)])
+            setattr(schedule, name, [rate * new / old for rate in getattr(schedule, name)])
 
 # %% ../nbs/07_trainer.ipynb #cell-033
 class Interrupted(KeyboardInterrupt):
     "Training was asked to stop; `signal` is the number of the signal."
-    def __init__(self, signal, message): super().__init__(message); self.signal = signal
+
+    def __init__(self, signal, message):
+        super().__init__(message)
+        self.signal = signal
+
 
 class _Interrupt(TrainerCallback):
     "Ends training after the step in which a process was sent a signal."
-    def __init__(self, trainer): self.trainer = trainer
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
     def on_step_end(self, args, state, control, **kwargs):
         number = self.trainer._signal or 0
-        if args.world_size > 1: number = self.trainer.accelerator.gather(torch.tensor([number], device=args.device)).max().item()
-        if not number: return
+        if args.world_size > 1:
+            number = (
+                self.trainer.accelerator.gather(torch.tensor([number], device=args.device))
+                .max()
+                .item()
+            )
+        if not number:
+            return
         self.trainer._signal, control.should_training_stop = number, True
         control.should_save |= args.save_strategy != "no"
+
 
 @contextmanager
 def _signals(trainer):
     "SIGTERM and the first SIGINT are noted; the handlers of before are back afterwards."
+
     def note(number, frame):
-        if trainer._signal: raise KeyboardInterrupt
+        if trainer._signal:
+            raise KeyboardInterrupt
         trainer._signal = number
         logger.warning("%s: training stops after this step", signal.Signals(number).name)
+
     trainer._signal = None
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
-    try: yield
+    before = (
+        {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread()
+        else {}
+    )
+    try:
+        yield
     finally:
-        for s, handler in before.items(): signal.signal(s, handler)
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 # %% ../nbs/07_trainer.ipynb #cell-034
 def _check_checkpoint(path):
@@ -1903,41 +3090,58 @@ def _check_checkpoint(path):
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"resume_from_checkpoint={str(path)!r}: no such folder")
-    if not (folder/"trainer_state.json").is_file():
-        raise FileNotFoundError(f"{path}: no trainer_state.json in it, so it was not written to the "
-                                "end, or is no checkpoint: choose another one")
+    if not (folder / "trainer_state.json").is_file():
+        raise FileNotFoundError(
+            f"{path}: no trainer_state.json in it, so it was not written to the "
+            "end, or is no checkpoint: choose another one"
+        )
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         why = _why_broken(file)
         if why:
             size, name = file.stat().st_size, file.relative_to(folder)
-            raise ValueError(f"{path}: {name} is broken ({why}; {size:,} bytes). Delete this "
-                             "checkpoint's folder: resume_from_checkpoint=True (--resume) then goes "
-                             "on from the one before it, or from the beginning if it is the only one")
+            raise ValueError(
+                f"{path}: {name} is broken ({why}; {size:,} bytes). Delete this "
+                "checkpoint's folder: resume_from_checkpoint=True (--resume) then goes "
+                "on from the one before it, or from the beginning if it is the only one"
+            )
 
-def _why_broken(file:Path) -> str:
+
+def _why_broken(file: Path) -> str:
     "What is wrong with a file of a checkpoint as far as its frame tells, or None."
     try:
         if file.suffix == ".safetensors":
-            with safe_open(file, "pt"): pass
-        elif file.suffix == ".json": json.loads(file.read_text(encoding="utf-8"))
-        elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):     # as torch.save writes them
+            with safe_open(file, "pt"):
+                pass
+        elif file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(
+            file
+        ):  # as torch.save writes them
             return "it was cut short, or is no file of torch's"
-    except (SafetensorError, ValueError) as e: return _first_line(e)
+    except (SafetensorError, ValueError) as e:
+        return _first_line(e)
 
-def _checkpoint_to_resume(wanted, output_dir:str) -> str: # its path, or None
+
+def _checkpoint_to_resume(wanted, output_dir: str) -> str:  # its path, or None
     "The checkpoint that `resume_from_checkpoint` asks for, whole; says what is passed over."
-    if not wanted: return None
+    if not wanted:
+        return None
     if wanted is not True:
         _check_checkpoint(wanted)
         return str(wanted)
     path = last_checkpoint(output_dir)
     step = _step_of(path) if path else -1
     newer = [p.name for p in Path(output_dir).glob("checkpoint-*") if _step_of(p) > step]
-    passed = f" ({', '.join(sorted(newer, key=_step_of))} was not written to the end)" if newer else ""
+    passed = (
+        f" ({', '.join(sorted(newer, key=_step_of))} was not written to the end)" if newer else ""
+    )
     if not path:
-        logger.warning("no complete checkpoint in %s%s: training starts from the beginning", output_dir, passed)
+        logger.warning(
+            "no complete checkpoint in %s%s: training starts from the beginning", output_dir, passed
+        )
         return None
-    if passed: logger.warning("training goes on from %s%s", path, passed)
+    if passed:
+        logger.warning("training goes on from %s%s", path, passed)
     _check_checkpoint(path)
     return path
 
@@ -1947,102 +3151,177 @@ def _step_of(path) -> int:
     step = Path(path).name.removeprefix("checkpoint-")
     return int(step) if step.isdigit() else -1
 
-def _past_the_end(path:str, step:int, total:int, args) -> str:
-    length = f"max_steps={args.max_steps}" if args.max_steps > 0 else f"num_train_epochs={args.num_train_epochs:g}"
-    return (f"{path} is at step {step}, already past step {total}, where {length} ends: there is nothing left to train. "
-            f"Ask for more steps, load an earlier checkpoint, or use this one as it is")
+
+def _past_the_end(path: str, step: int, total: int, args) -> str:
+    length = (
+        f"max_steps={args.max_steps}"
+        if args.max_steps > 0
+        else f"num_train_epochs={args.num_train_epochs:g}"
+    )
+    return (
+        f"{path} is at step {step}, already past step {total}, where {length} ends: there is nothing left to train. "
+        f"Ask for more steps, load an earlier checkpoint, or use this one as it is"
+    )
+
 
 @patch
-def _total_steps(self:SLPOTrainer) -> int:
+def _total_steps(self: SLPOTrainer) -> int:
     "Optimizer steps of the whole run, as transformers counts them."
     a = self.args
-    if a.max_steps > 0: return a.max_steps
+    if a.max_steps > 0:
+        return a.max_steps
     batches = len(self.get_train_dataloader())
-    return math.ceil(a.num_train_epochs*max(math.ceil(batches/a.gradient_accumulation_steps), 1))
+    return math.ceil(
+        a.num_train_epochs * max(math.ceil(batches / a.gradient_accumulation_steps), 1)
+    )
+
 
 @patch
-def train(self:SLPOTrainer, resume_from_checkpoint=None, **kwargs):
+def train(self: SLPOTrainer, resume_from_checkpoint=None, **kwargs):
     """As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was written to the end, or starts anew.
     Raises `Interrupted` after a signal, `FloatingPointError` for a loss or gradient that is not finite, `FileNotFoundError` or
     `ValueError` for a checkpoint that is not there, is broken, was made by another run, or is past the end of this one."""
     path = _checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-    self._step_rows, self._seen, self._changes = [], [0., 0.], []
+    self._step_rows, self._seen, self._changes = [], [0.0, 0.0], []
     self._sums["train"].clear()
     if path:
         self._load_sums(path)
-        state = TrainerState.load_from_json(str(Path(path)/"trainer_state.json"))
+        state = TrainerState.load_from_json(str(Path(path) / "trainer_state.json"))
         total = self._total_steps()
         finished = state.global_step >= total
         self._check_resume(path, state.global_step, finished)
-        if state.global_step > total: raise ValueError(_past_the_end(path, state.global_step, total, self.args))
+        if state.global_step > total:
+            raise ValueError(_past_the_end(path, state.global_step, total, self.args))
         if finished:
             self._load_from_checkpoint(path)
             self.state = state
             self.log({"total_flos": state.total_flos, "train_loss": self._mean_loss()})
             return TrainOutput(state.global_step, self._mean_loss(), state.log_history[-1])
-    vars(self.model).pop("_is_accelerate_prepared", None)                                      # left by an evaluation; with it, gradients would not be shared
-    with _signals(self): out = Trainer.train(self, resume_from_checkpoint=path, **kwargs)
-    if self._signal: raise Interrupted(self._signal, f"stopped after step {self.state.global_step} of {self.state.max_steps}. {self._what_is_whole()}")
+    vars(self.model).pop(
+        "_is_accelerate_prepared", None
+    )  # left by an evaluation; with it, gradients would not be shared
+    with _signals(self):
+        out = Trainer.train(self, resume_from_checkpoint=path, **kwargs)
+    if self._signal:
+        raise Interrupted(
+            self._signal,
+            f"stopped after step {self.state.global_step} of {self.state.max_steps}. {self._what_is_whole()}",
+        )
     return out._replace(training_loss=self._mean_loss())
 
 # %% ../nbs/07_trainer.ipynb #cell-413
 @patch
-def _mean_loss(self:SLPOTrainer) -> float: return self._seen[0]/max(self._seen[1], 1)
+def _mean_loss(self: SLPOTrainer) -> float:
+    return self._seen[0] / max(self._seen[1], 1)
 
 # %% ../nbs/07_trainer.ipynb #cell-036
-_METHODS = {"slpo_sample": "SLPO-sample, derived from Ho 2025", "dpo": "DPO (Rafailov et al. 2023)", "ipo": "IPO (Azar et al. 2024)", "sft": "supervised fine-tuning on the preferred completions"}
+_METHODS = {
+    "slpo_sample": "SLPO-sample, derived from Ho 2025",
+    "dpo": "DPO (Rafailov et al. 2023)",
+    "ipo": "IPO (Azar et al. 2024)",
+    "sft": "supervised fine-tuning on the preferred completions",
+}
 _ALWAYS = "learning_rate lr_scheduler_type optim num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps world_size max_length max_prompt_length max_completion_length truncation_mode seed bf16 fp16"
+
 
 def _method(args) -> str:
     "The loss in words. Only the preprint's own targets are called by its name."
-    if args.loss_type != "slpo": return _METHODS[args.loss_type]
-    if args.preset: return f"SLPO, as in version {args.preset!r} of the author's code (Ho 2025)"
+    if args.loss_type != "slpo":
+        return _METHODS[args.loss_type]
+    if args.preset:
+        return f"SLPO, as in version {args.preset!r} of the author's code (Ho 2025)"
     kind = args.form, args.target, bool(args.scale_t2)
-    if kind == ("halves", "mass", False): return "SLPO (Ho 2025)"
-    if kind == ("halves", "ratio", True): return "SLPO-ratio, after Ho 2025"
+    if kind == ("halves", "mass", False):
+        return "SLPO (Ho 2025)"
+    if kind == ("halves", "ratio", True):
+        return "SLPO-ratio, after Ho 2025"
     return f"SLPO with form={args.form}, target={args.target}, scale_t2={bool(args.scale_t2)}, after Ho 2025"
 
-def _as_list(value) -> list: return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+def _as_list(value) -> list:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
 
 @patch
-def _facts(self:SLPOTrainer, base:str) -> dict:
+def _facts(self: SLPOTrainer, base: str) -> dict:
     "What the model card says: name -> value."
     a, own = self.args, self._own_loss()
     data = self.train_dataset
     groups = "none" if data is None else len(data) if hasattr(data, "__len__") else "streamed"
-    facts = {"method": f"a loss of its own, {own}" if own else _method(a), "trained from": base, "groups in the training data": groups, "optimizer steps": self.state.global_step}
+    facts = {
+        "method": f"a loss of its own, {own}" if own else _method(a),
+        "trained from": base,
+        "groups in the training data": groups,
+        "optimizer steps": self.state.global_step,
+    }
     names = f"{'' if own else _KNOBS[a.loss_type]} {_ALWAYS}".split()
-    if a.preset and a.loss_type == "slpo" and not own: names.insert(0, "preset")
-    names.remove("num_train_epochs" if a.max_steps > 0 else "max_steps")                       # the other one rules
+    if a.preset and a.loss_type == "slpo" and not own:
+        names.insert(0, "preset")
+    names.remove("num_train_epochs" if a.max_steps > 0 else "max_steps")  # the other one rules
     for name in names:
         facts[name] = str(getattr(getattr(a, name), "value", getattr(a, name)))
-        before = [f"{change[name][0]} until step {change['step']}" for change in self._changes if name in change]
-        if before: facts[name] += f" ({', '.join(before)})"
+        before = [
+            f"{change[name][0]} until step {change['step']}"
+            for change in self._changes
+            if name in change
+        ]
+        if before:
+            facts[name] += f" ({', '.join(before)})"
     last = self.state.log_history[-1] if self.state.log_history else {}
     facts |= {k: f"{v:.4g}" for k, v in last.items() if k.startswith("eval_") and "/" in k}
     return facts | {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
 
 # %% ../nbs/07_trainer.ipynb #cell-414
 @patch
-def create_model_card(self:SLPOTrainer, folder=None, model_name=None, # where to write it, default: output_dir; its title
-                      tags=None, language=None, license=None, dataset=None, dataset_name=None, # for the hub, as `push_to_hub` takes them
-                      finetuned_from=None, tasks=None, dataset_tags=None, dataset_args=None): # the same; dataset_args is not used
+def create_model_card(
+    self: SLPOTrainer,
+    folder=None,
+    model_name=None,  # where to write it, default: output_dir; its title
+    tags=None,
+    language=None,
+    license=None,
+    dataset=None,
+    dataset_name=None,  # for the hub, as `push_to_hub` takes them
+    finetuned_from=None,
+    tasks=None,
+    dataset_tags=None,
+    dataset_args=None,
+):  # the same; dataset_args is not used
     "Write README.md: base model, data, method, settings, results, versions."
-    if not self.is_world_process_zero(): return
+    if not self.is_world_process_zero():
+        return
     a, model = self.args, self.accelerator.unwrap_model(self.model)
     path = finetuned_from or model.config._name_or_path
-    base = "a model built from its configuration" if not path else Path(path).name if Path(path).exists() else path            # no paths of this machine
+    base = (
+        "a model built from its configuration"
+        if not path
+        else Path(path).name
+        if Path(path).exists()
+        else path
+    )  # no paths of this machine
     method = [] if self._own_loss() else [a.loss_type]
     title, folder = model_name or Path(a.output_dir).name, Path(folder or a.output_dir)
-    head = ModelCardData(language=language, license=license, library_name="peft" if hasattr(model, "peft_config") else "transformers",
-                         tags=["slpo", *method, *_as_list(tags)], datasets=[*_as_list(dataset), *_as_list(dataset_name), *_as_list(dataset_tags)] or None,
-                         base_model=base if "/" in base else None, pipeline_tag=_as_list(tasks)[0] if tasks else "text-generation", model_name=model_name)
+    head = ModelCardData(
+        language=language,
+        license=license,
+        library_name="peft" if hasattr(model, "peft_config") else "transformers",
+        tags=["slpo", *method, *_as_list(tags)],
+        datasets=[*_as_list(dataset), *_as_list(dataset_name), *_as_list(dataset_tags)] or None,
+        base_model=base if "/" in base else None,
+        pipeline_tag=_as_list(tasks)[0] if tasks else "text-generation",
+        model_name=model_name,
+    )
     table = "".join(f"| {k} | {v} |\n" for k, v in self._facts(base).items())
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/"README.md").write_text(f"---\n{head.to_yaml()}\n---\n\n# {title}\n\nTrained with slpo.\n\n| | |\n|---|---|\n{table}", encoding="utf-8")
+    (folder / "README.md").write_text(
+        f"---\n{head.to_yaml()}\n---\n\n# {title}\n\nTrained with slpo.\n\n| | |\n|---|---|\n{table}",
+        encoding="utf-8",
+    )
+
 
 @patch
-def save_model(self:SLPOTrainer, output_dir=None, _internal_call=False):
+def save_model(self: SLPOTrainer, output_dir=None, _internal_call=False):
     "As in transformers, with a model card."
     Trainer.save_model(self, output_dir, _internal_call)
-    if not _internal_call: self.create_model_card(output_dir)
+    if not _internal_call:
+        self.create_model_card(output_dir)

@@ -1,4 +1,5 @@
 """`slpo_train` as a user meets it: errors as messages, and a run that survives kill -9."""
+
 import gzip
 import json
 import os
@@ -23,95 +24,231 @@ def lines(rows):
     return "\n".join(json.dumps(row) for row in rows).encode()
 
 
-@pytest.mark.parametrize("content, message", [
-    (lines([GOOD, {"prompt": "Q:", "chosen": " yes"}]), "row 1: column 'rejected': missing"),
-    (lines([GOOD, {**GOOD, "chosen": " "}]), "row 1: column 'chosen': empty completion"),
-    (lines([GOOD, GOOD, {**GOOD, "rejected": " yes"}]), "row 2: column 'rejected': identical to 'chosen'"),
-    (lines([HH, {**HH, "rejected": "Hello."}]), r"row 1: column 'rejected': no '\n\nAssistant:' turn"),
-    (lines([GOOD]) + b'\n{"prompt": "Q', "rows.jsonl.gz: line 2: not JSON"),
-    (lines([GOOD]) + b"\n\xff\xfe", "rows.jsonl.gz: line 2: not UTF-8"),
-    (b"", "no rows"),
-], ids=["missing", "empty", "identical", "no assistant", "broken json", "bytes", "no rows"])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (lines([GOOD, {"prompt": "Q:", "chosen": " yes"}]), "row 1: column 'rejected': missing"),
+        (lines([GOOD, {**GOOD, "chosen": " "}]), "row 1: column 'chosen': empty completion"),
+        (
+            lines([GOOD, GOOD, {**GOOD, "rejected": " yes"}]),
+            "row 2: column 'rejected': identical to 'chosen'",
+        ),
+        (
+            lines([HH, {**HH, "rejected": "Hello."}]),
+            r"row 1: column 'rejected': no '\n\nAssistant:' turn",
+        ),
+        (lines([GOOD]) + b'\n{"prompt": "Q', "rows.jsonl.gz: line 2: not JSON"),
+        (lines([GOOD]) + b"\n\xff\xfe", "rows.jsonl.gz: line 2: not UTF-8"),
+        (b"", "no rows"),
+    ],
+    ids=["missing", "empty", "identical", "no assistant", "broken json", "bytes", "no rows"],
+)
 def test_bad_data_stops_before_training(tmp_path, content, message):
-    with gzip.open(tmp_path/"rows.jsonl.gz", "wb") as f: f.write(content)
-    done = subprocess.run([*COMMAND, "--dataset_name", "rows.jsonl.gz", "--model_name_or_path", "none", "--output_dir", "out"],
-                          cwd=tmp_path, env=env(), capture_output=True, text=True)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert not (tmp_path/"out").exists()
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as f:
+        f.write(content)
+    done = subprocess.run(
+        [
+            *COMMAND,
+            "--dataset_name",
+            "rows.jsonl.gz",
+            "--model_name_or_path",
+            "none",
+            "--output_dir",
+            "out",
+        ],
+        cwd=tmp_path,
+        env=env(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--alpha", "2"], "alpha=2.0"), (["--config", "no_such_recipe"], "world"), (["--dataset_name", "gone.jsonl"], "no such file"),
-    (["--temperature", "warm"], "temperature='warm'")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--alpha", "2"], "alpha=2.0"),
+        (["--config", "no_such_recipe"], "world"),
+        (["--dataset_name", "gone.jsonl"], "no such file"),
+        (["--temperature", "warm"], "temperature='warm'"),
+    ],
+)
 def test_bad_settings_are_named(tmp_path, flags, message):
-    done = subprocess.run([*COMMAND, *flags], cwd=tmp_path, env=env(), capture_output=True, text=True)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    done = subprocess.run(
+        [*COMMAND, *flags], cwd=tmp_path, env=env(), capture_output=True, text=True
+    )
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
 
 
 def start(folder, *flags):
-    small = ["--train_size", "384", "--eval_size", "32", "--sft_epochs", "0.5", "--num_train_epochs", "1", "--save_steps", "3", "--eval_steps", "6", "--max_new_tokens", "4"]
-    return subprocess.Popen([*COMMAND, *small, "--output_dir", "out", *flags], cwd=folder, env=env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    small = [
+        "--train_size",
+        "384",
+        "--eval_size",
+        "32",
+        "--sft_epochs",
+        "0.5",
+        "--num_train_epochs",
+        "1",
+        "--save_steps",
+        "3",
+        "--eval_steps",
+        "6",
+        "--max_new_tokens",
+        "4",
+    ]
+    return subprocess.Popen(
+        [*COMMAND, *small, "--output_dir", "out", *flags],
+        cwd=folder,
+        env=env(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_killed_and_resumed_run_equals_the_whole_one(tmp_path):
-    whole, broken = tmp_path/"whole", tmp_path/"broken"
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     p = start(whole)
     output, _ = p.communicate()
     assert p.returncode == 0, output
-    for stage in ("sft", "slpo_sample"):                           # killed twice: once in each stage
-        p = start(broken, *["--resume"]*(stage == "slpo_sample"))
-        while not list((broken/"out"/stage).glob("checkpoint-*/trainer_state.json")):
+    for stage in ("sft", "slpo_sample"):  # killed twice: once in each stage
+        p = start(broken, *["--resume"] * (stage == "slpo_sample"))
+        while not list((broken / "out" / stage).glob("checkpoint-*/trainer_state.json")):
             assert p.poll() is None, p.communicate()[0]
-            time.sleep(.05)
+            time.sleep(0.05)
         p.send_signal(signal.SIGKILL)
         p.communicate()
-        assert not (broken/"out"/"metrics.json").exists()
+        assert not (broken / "out" / "metrics.json").exists()
     p = start(broken)
     output, _ = p.communicate()
-    assert p.returncode == 2 and "--resume" in output       # nothing is overwritten by accident
+    assert p.returncode == 2 and "--resume" in output  # nothing is overwritten by accident
     p = start(broken, "--resume")
     output, _ = p.communicate()
     assert p.returncode == 0, output
     for stage in ("sft", "slpo_sample"):
-        assert (whole/"out"/stage/"model.safetensors").read_bytes() == (broken/"out"/stage/"model.safetensors").read_bytes()
-    a, b = [json.loads((f/"out"/"metrics.json").read_text())["results"] for f in (whole, broken)]
+        assert (whole / "out" / stage / "model.safetensors").read_bytes() == (
+            broken / "out" / stage / "model.safetensors"
+        ).read_bytes()
+    a, b = [
+        json.loads((f / "out" / "metrics.json").read_text())["results"] for f in (whole, broken)
+    ]
     assert a == b
 
 
 def chat(i, ask="?", **says):
     said = {"chosen": f"It is {i}.", "rejected": f"No, {i}!", **says}
-    return {"prompt": [{"role": "user", "content": f"What is {i}{ask}"}], **{c: [{"role": "assistant", "content": text}] for c, text in said.items()}}
+    return {
+        "prompt": [{"role": "user", "content": f"What is {i}{ask}"}],
+        **{c: [{"role": "assistant", "content": text}] for c, text in said.items()},
+    }
 
 
 def test_messages_are_trained_on(tmp_path, chat_model, monkeypatch, capsys):
     from slpo.cli import train_main
+
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_bytes(lines(chat(i) for i in range(24)))
-    flags = ["--dataset_name", "rows.jsonl", "--model_name_or_path", chat_model, "--eval_size", "4", "--max_steps", "2", "--sample_prompts", "2", "--max_new_tokens", "4", "--eval_sampling",
-             "--eval_examples", "8", "--per_device_train_batch_size", "8", "--output_dir", "out", "--report_to", "none", "--use_cpu", "--disable_tqdm", "true"]
+    flags = [
+        "--dataset_name",
+        "rows.jsonl",
+        "--model_name_or_path",
+        chat_model,
+        "--eval_size",
+        "4",
+        "--max_steps",
+        "2",
+        "--sample_prompts",
+        "2",
+        "--max_new_tokens",
+        "4",
+        "--eval_sampling",
+        "--eval_examples",
+        "8",
+        "--per_device_train_batch_size",
+        "8",
+        "--output_dir",
+        "out",
+        "--report_to",
+        "none",
+        "--use_cpu",
+        "--disable_tqdm",
+        "true",
+    ]
     assert train_main(flags) == 0, capsys.readouterr().err
-    samples = [json.loads(line) for line in Path("out/slpo_sample/samples.jsonl").read_text().splitlines()]
-    assert [s["step"] for s in samples] == [0, 0, 1, 1, 2, 2] and samples[0]["prompt"].startswith("user: What is")
+    samples = [
+        json.loads(line) for line in Path("out/slpo_sample/samples.jsonl").read_text().splitlines()
+    ]
+    assert [s["step"] for s in samples] == [0, 0, 1, 1, 2, 2] and samples[0]["prompt"].startswith(
+        "user: What is"
+    )
     assert "trained from" in Path("out/slpo_sample/README.md").read_text()
 
 
 def test_token_findings_name_the_row_of_the_file(tmp_path, chat_model, monkeypatch, capsys):
     from slpo.cli import train_main
+
     monkeypatch.chdir(tmp_path)
-    Path("rows.jsonl").write_bytes(lines(chat(i, "?"*500 if i == 17 else "?") for i in range(24)))
-    assert train_main(["--dataset_name", "rows.jsonl", "--model_name_or_path", chat_model, "--eval_size", "4", "--max_length", "64", "--report_to", "none", "--output_dir", "out"]) == 2
+    Path("rows.jsonl").write_bytes(lines(chat(i, "?" * 500 if i == 17 else "?") for i in range(24)))
+    assert (
+        train_main(
+            [
+                "--dataset_name",
+                "rows.jsonl",
+                "--model_name_or_path",
+                chat_model,
+                "--eval_size",
+                "4",
+                "--max_length",
+                "64",
+                "--report_to",
+                "none",
+                "--output_dir",
+                "out",
+            ]
+        )
+        == 2
+    )
     assert "row 17: column 'prompt'" in capsys.readouterr().err
 
 
 def test_code_that_comes_with_a_model_is_not_run(tmp_path, chat_model, monkeypatch, capsys):
     from slpo.cli import train_main
     import shutil
+
     monkeypatch.chdir(tmp_path)
     shutil.copytree(chat_model, "model")
     config = json.loads(Path("model/config.json").read_text())
-    Path("model/config.json").write_text(json.dumps({**config, "model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}}))
+    Path("model/config.json").write_text(
+        json.dumps(
+            {
+                **config,
+                "model_type": "theirs",
+                "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
+            }
+        )
+    )
     Path("model/theirs.py").write_text("import pathlib; pathlib.Path('was_run').touch()")
     Path("rows.jsonl").write_bytes(lines(chat(i) for i in range(8)))
-    assert train_main(["--dataset_name", "rows.jsonl", "--model_name_or_path", "model", "--eval_size", "4", "--output_dir", "out"]) == 2
+    assert (
+        train_main(
+            [
+                "--dataset_name",
+                "rows.jsonl",
+                "--model_name_or_path",
+                "model",
+                "--eval_size",
+                "4",
+                "--output_dir",
+                "out",
+            ]
+        )
+        == 2
+    )
     assert "trust_remote_code" in capsys.readouterr().err and not Path("was_run").exists()

@@ -1,4 +1,5 @@
 """The notebooks are the source: what is derived from them must not drift, and each may only build on earlier ones."""
+
 import ast
 import json
 import re
@@ -11,21 +12,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 
 def sources(notebook):
     "Code cells of a notebook, without shell lines and magics."
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code": yield re.sub(r"^\s*[!%].*$", "", "".join(cell["source"]), flags=re.M)
+        if cell["cell_type"] == "code":
+            yield re.sub(r"^\s*[!%].*$", "", "".join(cell["source"]), flags=re.M)
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     "A copy of the repository in which the tools may write."
     folder = tmp_path_factory.mktemp("copy")
-    for name in ("settings.ini", "setup.py", "README.md"): shutil.copy(ROOT/name, folder)
-    for name in ("nbs", "slpo"): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs"))
+    for name in ("settings.ini", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("nbs", "slpo"):
+        shutil.copytree(
+            ROOT / name,
+            folder / name,
+            ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs"),
+        )
     return folder
 
 
@@ -40,18 +48,22 @@ def tool(name):
 
 def test_modules_are_what_the_notebooks_export(copy):
     run(tool("nbdev_export"), cwd=copy)
-    for path in (ROOT/"slpo").glob("*.py"):
-        assert (copy/"slpo"/path.name).read_text() == path.read_text(), f"{path.name} has drifted: run nbdev_export"
+    for path in (ROOT / "slpo").glob("*.py"):
+        assert (copy / "slpo" / path.name).read_text() == path.read_text(), (
+            f"{path.name} has drifted: run nbdev_export"
+        )
 
 
 def test_notebooks_are_clean(copy):
     run(tool("nbdev_clean"), cwd=copy)
     for path in NOTEBOOKS:
-        assert (copy/"nbs"/path.name).read_text() == path.read_text(), f"{path.name} is not clean: run nbdev_clean"
+        assert (copy / "nbs" / path.name).read_text() == path.read_text(), (
+            f"{path.name} is not clean: run nbdev_clean"
+        )
 
 
 def test_readme_is_what_the_index_says():
-    run(sys.executable, ROOT/"nbs"/"readme.py", "--check", cwd=ROOT)
+    run(sys.executable, ROOT / "nbs" / "readme.py", "--check", cwd=ROOT)
 
 
 def test_notebooks_import_from_lower_numbers_only():
@@ -59,52 +71,74 @@ def test_notebooks_import_from_lower_numbers_only():
     for path in NOTEBOOKS:
         code = "\n".join(sources(path))
         own = int(path.name[:2]) if path.name[:2].isdigit() else 99
-        if found := re.search(r"#\| default_exp (\w+)", code): number[found[1]] = own
-        imports[path.name] = own, {m for m in re.findall(r"^\s*from slpo\.(\w+) import", code, flags=re.M)}
+        if found := re.search(r"#\| default_exp (\w+)", code):
+            number[found[1]] = own
+        imports[path.name] = (
+            own,
+            {m for m in re.findall(r"^\s*from slpo\.(\w+) import", code, flags=re.M)},
+        )
     assert len(number) >= 9
     for name, (own, modules) in imports.items():
-        for module in modules: assert number[module] < own, f"{name} imports slpo.{module}, which comes later"
+        for module in modules:
+            assert number[module] < own, f"{name} imports slpo.{module}, which comes later"
 
 
 def test_notebooks_carry_outputs_and_no_errors():
     for path in NOTEBOOKS:
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
         assert any(c["outputs"] for c in cells), f"{path.name} has no outputs"
-        assert not any(o["output_type"] == "error" for c in cells for o in c["outputs"]), f"{path.name} holds an error"
+        assert not any(o["output_type"] == "error" for c in cells for o in c["outputs"]), (
+            f"{path.name} holds an error"
+        )
 
 
 def test_notebooks_hold_plain_text_and_no_widgets():
     "A lost backslash leaves a control character (\\frac, \\to); the output of a slider is of no use to a reader without a kernel."
     for path in NOTEBOOKS:
         for cell in json.loads(path.read_text())["cells"]:
-            assert not (found := re.search(r"[\x00-\x09\x0b-\x1f]", "".join(cell["source"]))), f"{path.name}: {found[0]!r} in {cell['id']}"
-        assert "vnd.jupyter.widget" not in path.read_text(), f"{path.name}: run it with nbconvert, where `knobs` shows nothing"
+            assert not (found := re.search(r"[\x00-\x09\x0b-\x1f]", "".join(cell["source"]))), (
+                f"{path.name}: {found[0]!r} in {cell['id']}"
+            )
+        assert "vnd.jupyter.widget" not in path.read_text(), (
+            f"{path.name}: run it with nbconvert, where `knobs` shows nothing"
+        )
 
 
 def test_no_long_cells():
     "A list of settings is as long as there are settings."
     for path in NOTEBOOKS:
         for source in sources(path):
-            if re.search(r"^@dataclass$", source, flags=re.M) and not re.search(r"^def ", source, flags=re.M): continue
-            assert len(source.splitlines()) <= 45, f"{path.name}: a cell of {len(source.splitlines())} lines"
+            if re.search(r"^@dataclass$", source, flags=re.M) and not re.search(
+                r"^def ", source, flags=re.M
+            ):
+                continue
+            assert len(source.splitlines()) <= 45, (
+                f"{path.name}: a cell of {len(source.splitlines())} lines"
+            )
 
 
 def test_ci_runs_the_command_of_the_readme():
     command = "pip install -c constraints.txt -e '.[dev]' && nbdev_test && pytest -q tests"
-    assert command in (ROOT/"README.md").read_text() and command in (ROOT/".ci"/"run").read_text()
+    assert (
+        command in (ROOT / "README.md").read_text()
+        and command in (ROOT / ".ci" / "run").read_text()
+    )
 
 
 def test_version_is_the_same_everywhere():
     cfg = ConfigParser(delimiters=["="], interpolation=None)
-    cfg.read(ROOT/"settings.ini")
+    cfg.read(ROOT / "settings.ini")
     import slpo
+
     assert cfg["DEFAULT"]["version"] == slpo.__version__
-    assert f"## {slpo.__version__}" in (ROOT/"CHANGELOG.md").read_text()
+    assert f"## {slpo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_import_is_light_and_names_are_found():
-    code = ("import sys, slpo; assert not {'torch', 'numpy', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules); "
-            "assert all(getattr(slpo, name) for name in slpo.__all__)")
+    code = (
+        "import sys, slpo; assert not {'torch', 'numpy', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules); "
+        "assert all(getattr(slpo, name) for name in slpo.__all__)"
+    )
     run(sys.executable, "-c", code, cwd=ROOT)
 
 
@@ -130,18 +164,37 @@ def test_the_guard_knows_all_that_the_trainer_builds_on():
     from transformers import Trainer
     from slpo import SLPOTrainer
     from slpo.trainer import _ATTRIBUTES, _HOOKS, _missing_names
+
     guarded = set(_HOOKS.split()) | set(_ATTRIBUTES.split())
-    overridden = {name for name in vars(SLPOTrainer) if hasattr(Trainer, name) and not name.startswith("__")}
+    overridden = {
+        name for name in vars(SLPOTrainer) if hasattr(Trainer, name) and not name.startswith("__")
+    }
     assert overridden <= guarded and {"_get_grad_norm", "_save_rng_state"} <= overridden
-    nodes = list(ast.walk(ast.parse((ROOT/"slpo"/"trainer.py").read_text())))
-    def of_trainer(node): return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "trainer", "Trainer")
-    own = set(vars(SLPOTrainer)) | {node.attr for node in nodes if of_trainer(node) and isinstance(node.ctx, ast.Store)}
+    nodes = list(ast.walk(ast.parse((ROOT / "slpo" / "trainer.py").read_text())))
+
+    def of_trainer(node):
+        return (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("self", "trainer", "Trainer")
+        )
+
+    own = set(vars(SLPOTrainer)) | {
+        node.attr for node in nodes if of_trainer(node) and isinstance(node.ctx, ast.Store)
+    }
     read = {node.attr for node in nodes if of_trainer(node) and node.attr.startswith("_")} - own
     assert read <= guarded, read - guarded
     assert not _missing_names()
 
 
-@pytest.mark.parametrize("names", [("_get_num_items_in_batch", "_save_rng_state", "_get_train_sampler"), ("_get_grad_norm",), ("_load_optimizer_and_scheduler", "create_model_card")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("_get_num_items_in_batch", "_save_rng_state", "_get_train_sampler"),
+        ("_get_grad_norm",),
+        ("_load_optimizer_and_scheduler", "create_model_card"),
+    ],
+)
 def test_a_release_that_renames_methods_is_refused(names):
     "At import, by name, with the versions that were tested."
     code = f"""if True:
@@ -151,27 +204,45 @@ def test_a_release_that_renames_methods_is_refused(names):
         try: from slpo import SLPOTrainer
         except ImportError as e: print(e)
         else: print("imported")"""
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
-    assert all(f"Trainer.{name}" in said for name in names) and "Tested with transformers 5.23.0" in said and "transformers>=5.6,<5.25" in said, said
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    assert (
+        all(f"Trainer.{name}" in said for name in names)
+        and "Tested with transformers 5.23.0" in said
+        and "transformers>=5.6,<5.25" in said
+    ), said
 
 
 def test_every_import_is_a_requirement():
     cfg = ConfigParser(delimiters=["="], interpolation=None)
-    cfg.read(ROOT/"settings.ini")
+    cfg.read(ROOT / "settings.ini")
     required = {re.match(r"[\w-]+", r)[0] for r in cfg["DEFAULT"]["requirements"].split()}
     used = set()
-    for path in (ROOT/"slpo").glob("*.py"):
+    for path in (ROOT / "slpo").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for name in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"slpo", "peft", "ipywidgets", "trl"}:    # only with peft_config; in Jupyter; installed by slpo_bench
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
+            for name in (
+                {n.split(".")[0] for n in names}
+                - set(sys.stdlib_module_names)
+                - {"slpo", "peft", "ipywidgets", "trl"}
+            ):  # only with peft_config; in Jupyter; installed by slpo_bench
                 used.add(name := {"yaml": "pyyaml"}.get(name, name))
-                assert name in required, f"{path.name} imports {name}, which settings.ini does not require"
+                assert name in required, (
+                    f"{path.name} imports {name}, which settings.ini does not require"
+                )
     assert not (idle := required - used), f"settings.ini requires {idle}, which nothing imports"
 
 
 def test_public_functions_say_what_they_take():
     "Every exported function and class has a docstring."
-    for path in (ROOT/"slpo").glob("[a-z]*.py"):
+    for path in (ROOT / "slpo").glob("[a-z]*.py"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
@@ -179,5 +250,10 @@ def test_public_functions_say_what_they_take():
 
 def test_nothing_is_unpickled():
     "Files that a stranger may have written are read as JSON, safetensors, or arrays without objects."
-    for path in (ROOT/"slpo").glob("*.py"):
-        assert not (found := re.search(r"\bpickle\.|torch\.load\(|allow_pickle=True|trust_remote_code=True|(?<!\.)\beval\(", path.read_text())), f"{path.name}: {found[0]}"
+    for path in (ROOT / "slpo").glob("*.py"):
+        assert not (
+            found := re.search(
+                r"\bpickle\.|torch\.load\(|allow_pickle=True|trust_remote_code=True|(?<!\.)\beval\(",
+                path.read_text(),
+            )
+        ), f"{path.name}: {found[0]}"

@@ -1,4 +1,5 @@
 """Settings that cannot work, or would have no effect, are refused by name, before anything is loaded or computed."""
+
 from dataclasses import replace
 
 import pytest
@@ -7,68 +8,158 @@ from slpo import SLPOConfig
 from slpo.cli import train_main
 
 
-def config(**settings): return SLPOConfig(**{"output_dir": "unused", "use_cpu": True, "report_to": "none", **settings})
+def config(**settings):
+    return SLPOConfig(**{"output_dir": "unused", "use_cpu": True, "report_to": "none", **settings})
 
 
-IMPOSSIBLE = [*(dict([(name, value)]) for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "row_length") for value in (0, -3, 1.5)),
-              *(dict([(name, 0)]) for name in ("max_prompt_length", "max_completion_length", "dataset_num_proc", "pad_to_multiple_of", "precompute_ref_batch_size")),
-              dict(max_length=-1), dict(max_length=2.5), dict(seed=-1), dict(data_seed=-2), dict(dataloader_num_workers=-1),
-              *(dict(learning_rate=value) for value in (-1e-6, float("nan"), float("inf"), "fast")), dict(weight_decay=-1.), dict(max_grad_norm=-.5), dict(adam_beta1=1.5), dict(adam_beta2=float("nan")),
-              dict(num_train_epochs=0), dict(num_train_epochs=-2., max_steps=0), dict(save_strategy="steps", save_steps=0), dict(eval_examples=-1),
-              dict(optim="adamw_8bit"), dict(optim="galore_adamw"), dict(optim="adam"), dict(accelerator_config={"dispatch_batches": True}), dict(accelerator_config={"split_batches": True}),
-              dict(train_sampling_strategy="group_by_length"), dict(train_sampling_strategy="batch_rebalance"),
-              *(dict([(name, False)]) for name in ("save_strategy", "eval_strategy", "logging_strategy")), dict(lr_scheduler_type="linearly"), dict(save_strategy="never"),
-              dict(bf16="yes"), dict(disable_dropout="no"), dict(packing="off"), dict(gradient_checkpointing="false"), dict(remove_unused_columns=True),
-              dict(alpha=None), dict(alpha=1.1), dict(beta="sharp"), dict(beta=True), dict(anchor=float("inf")), dict(temperature=None, loss_type="slpo"), dict(loss_type=None)]
+IMPOSSIBLE = [
+    *(
+        dict([(name, value)])
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "row_length",
+        )
+        for value in (0, -3, 1.5)
+    ),
+    *(
+        dict([(name, 0)])
+        for name in (
+            "max_prompt_length",
+            "max_completion_length",
+            "dataset_num_proc",
+            "pad_to_multiple_of",
+            "precompute_ref_batch_size",
+        )
+    ),
+    dict(max_length=-1),
+    dict(max_length=2.5),
+    dict(seed=-1),
+    dict(data_seed=-2),
+    dict(dataloader_num_workers=-1),
+    *(dict(learning_rate=value) for value in (-1e-6, float("nan"), float("inf"), "fast")),
+    dict(weight_decay=-1.0),
+    dict(max_grad_norm=-0.5),
+    dict(adam_beta1=1.5),
+    dict(adam_beta2=float("nan")),
+    dict(num_train_epochs=0),
+    dict(num_train_epochs=-2.0, max_steps=0),
+    dict(save_strategy="steps", save_steps=0),
+    dict(eval_examples=-1),
+    dict(optim="adamw_8bit"),
+    dict(optim="galore_adamw"),
+    dict(optim="adam"),
+    dict(accelerator_config={"dispatch_batches": True}),
+    dict(accelerator_config={"split_batches": True}),
+    dict(train_sampling_strategy="group_by_length"),
+    dict(train_sampling_strategy="batch_rebalance"),
+    *(dict([(name, False)]) for name in ("save_strategy", "eval_strategy", "logging_strategy")),
+    dict(lr_scheduler_type="linearly"),
+    dict(save_strategy="never"),
+    dict(bf16="yes"),
+    dict(disable_dropout="no"),
+    dict(packing="off"),
+    dict(gradient_checkpointing="false"),
+    dict(remove_unused_columns=True),
+    dict(alpha=None),
+    dict(alpha=1.1),
+    dict(beta="sharp"),
+    dict(beta=True),
+    dict(anchor=float("inf")),
+    dict(temperature=None, loss_type="slpo"),
+    dict(loss_type=None),
+]
 
 
 @pytest.mark.parametrize("settings", IMPOSSIBLE, ids=str)
 def test_what_cannot_work_is_refused_by_name(settings):
-    with pytest.raises(ValueError) as e: config(**settings)
+    with pytest.raises(ValueError) as e:
+        config(**settings)
     name, value = list(settings.items())[0]
     names = value if isinstance(value, dict) else [name]
     assert all(n in str(e.value) for n in names), e.value
 
 
-IDLE = [*(dict(loss_type=loss, **{name: value}) for name, value, losses in
-          (("alpha", .9, ("dpo", "ipo", "sft")), ("beta", .3, ("slpo", "sft")), ("anchor", 0., ("slpo", "dpo", "ipo", "sft")), ("temperature", 3., ("slpo_sample", "dpo", "ipo", "sft")),
-           ("form", "joint", ("slpo_sample", "dpo", "ipo", "sft")), ("target", "ratio", ("slpo_sample", "dpo", "ipo", "sft")), ("scale_t2", True, ("slpo_sample", "dpo", "ipo", "sft")),
-           ("label_smoothing", .1, ("slpo", "slpo_sample", "ipo", "sft"))) for loss in losses)]
+IDLE = [
+    *(
+        dict(loss_type=loss, **{name: value})
+        for name, value, losses in (
+            ("alpha", 0.9, ("dpo", "ipo", "sft")),
+            ("beta", 0.3, ("slpo", "sft")),
+            ("anchor", 0.0, ("slpo", "dpo", "ipo", "sft")),
+            ("temperature", 3.0, ("slpo_sample", "dpo", "ipo", "sft")),
+            ("form", "joint", ("slpo_sample", "dpo", "ipo", "sft")),
+            ("target", "ratio", ("slpo_sample", "dpo", "ipo", "sft")),
+            ("scale_t2", True, ("slpo_sample", "dpo", "ipo", "sft")),
+            ("label_smoothing", 0.1, ("slpo", "slpo_sample", "ipo", "sft")),
+        )
+        for loss in losses
+    )
+]
 
 
 @pytest.mark.parametrize("settings", IDLE, ids=str)
 def test_what_has_no_effect_is_refused(settings):
     (_, loss), (name, value) = settings.items()
-    with pytest.raises(ValueError, match=f"{name}=.* has no effect with loss_type='{loss}': it belongs to "): config(**settings)
-    class Own(SLPOConfig): pass                                              # the settings of a loss of one's own
+    with pytest.raises(
+        ValueError, match=f"{name}=.* has no effect with loss_type='{loss}': it belongs to "
+    ):
+        config(**settings)
+
+    class Own(SLPOConfig):
+        pass  # the settings of a loss of one's own
+
     assert getattr(Own(output_dir="unused", use_cpu=True, **settings), name) == value
 
 
 @pytest.mark.parametrize("name", ["max_prompt_length", "max_completion_length"])
 @pytest.mark.parametrize("none", [None, 0])
 def test_a_cut_needs_a_length_to_cut_to(name, none):
-    with pytest.raises(ValueError, match=f"{name}=10 has no effect without max_length"): config(max_length=none, **{name: 10})
+    with pytest.raises(ValueError, match=f"{name}=10 has no effect without max_length"):
+        config(max_length=none, **{name: 10})
 
 
 def test_label_smoothing_of_transformers_has_no_effect():
-    with pytest.raises(ValueError, match="label_smoothing_factor.* label_smoothing is"): config(label_smoothing_factor=.1)
+    with pytest.raises(ValueError, match="label_smoothing_factor.* label_smoothing is"):
+        config(label_smoothing_factor=0.1)
 
 
 @pytest.mark.parametrize("loss_type", ["slpo", "slpo_sample", "dpo", "ipo", "sft"])
 def test_the_settings_of_another_loss_are_not_carried_over(loss_type):
     for other in ("slpo", "slpo_sample", "dpo", "ipo", "sft"):
-        assert replace(config(loss_type=loss_type), loss_type=other).to_dict() == config(loss_type=other).to_dict()
+        assert (
+            replace(config(loss_type=loss_type), loss_type=other).to_dict()
+            == config(loss_type=other).to_dict()
+        )
 
 
 def test_words_for_numbers_are_numbers():
     "As YAML gives `1e-6`, which lacks a dot."
     a = config(learning_rate="1e-6", beta="0.3", alpha="1")
-    assert (a.learning_rate, a.beta, a.alpha) == (1e-6, .3, 1.) and config(temperature="2", loss_type="slpo").temperature == 2
+    assert (a.learning_rate, a.beta, a.alpha) == (1e-6, 0.3, 1.0) and config(
+        temperature="2", loss_type="slpo"
+    ).temperature == 2
 
 
-@pytest.mark.parametrize("flags, words", [(["--train_sampling_strategy", "group_by_length"], "train_sampling_strategy='group_by_length'"), (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0"),
-                                          (["--optim", "adamw_8bit"], "bitsandbytes"), (["--loss_type", "dpo", "--alpha", "0.9"], "alpha=0.9 has no effect"), (["--label_smoothing_factor", "0.1"], "label_smoothing_factor")])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (
+            ["--train_sampling_strategy", "group_by_length"],
+            "train_sampling_strategy='group_by_length'",
+        ),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0"),
+        (["--optim", "adamw_8bit"], "bitsandbytes"),
+        (["--loss_type", "dpo", "--alpha", "0.9"], "alpha=0.9 has no effect"),
+        (["--label_smoothing_factor", "0.1"], "label_smoothing_factor"),
+    ],
+)
 def test_the_command_says_so_first(tmp_path, monkeypatch, capsys, flags, words):
     import slpo.cli
+
     monkeypatch.setattr(slpo.cli, "train", lambda *args: pytest.fail("it went on"))
-    assert train_main(["--output_dir", str(tmp_path/"out"), "--use_cpu", *flags]) == 2 and words in capsys.readouterr().err
+    assert (
+        train_main(["--output_dir", str(tmp_path / "out"), "--use_cpu", *flags]) == 2
+        and words in capsys.readouterr().err
+    )

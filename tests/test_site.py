@@ -1,4 +1,5 @@
 """The site: it builds without a warning, its links lead somewhere, it asks no other host for anything, and a browser shows it without complaint."""
+
 import base64
 import copy
 import functools
@@ -19,15 +20,27 @@ from nbconvert.filters import markdown2html
 import slpo
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted(path.stem for path in (ROOT/"nbs").glob("*.ipynb"))
-LOADED = [("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src")]      # what a browser fetches
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "nbs").glob("*.ipynb"))
+LOADED = [
+    ("script", "src"),
+    ("link", "href"),
+    ("img", "src"),
+    ("iframe", "src"),
+    ("source", "src"),
+    ("video", "src"),
+]  # what a browser fetches
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -35,33 +48,54 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pages(site):
     "path from the top of the site -> parsed page"
-    return {str(path.relative_to(site)): BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in site.rglob("*.html") if path.name != "404.html"}
+    return {
+        str(path.relative_to(site)): BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        for path in site.rglob("*.html")
+        if path.name != "404.html"
+    }
 
 
 def test_every_notebook_and_public_name_has_its_place(pages):
-    for name in NOTEBOOKS: assert f"{name}.html" in pages
-    entries = {tag["id"]: page for name, page in pages.items() if name.startswith("api/") for tag in page.find_all("h2", id=True)}
+    for name in NOTEBOOKS:
+        assert f"{name}.html" in pages
+    entries = {
+        tag["id"]: page
+        for name, page in pages.items()
+        if name.startswith("api/")
+        for tag in page.find_all("h2", id=True)
+    }
     for name in slpo.__all__:
-        if not callable(getattr(slpo, name)):                        # a constant is in the list at the page's end
-            listed = next((found for page in pages.values() if (found := page.find("code", id=name))), None)
-            assert listed and re.search(r"\d\d_\w+\.html#cell-", str(listed.find_next("a"))), f"{name} has no API entry"
+        if not callable(getattr(slpo, name)):  # a constant is in the list at the page's end
+            listed = next(
+                (found for page in pages.values() if (found := page.find("code", id=name))), None
+            )
+            assert listed and re.search(r"\d\d_\w+\.html#cell-", str(listed.find_next("a"))), (
+                f"{name} has no API entry"
+            )
             continue
         assert name in entries, f"{name} has no API entry"
         entry = entries[name].find(id=name)
-        assert name in entry.find_next("code", class_=False).text and len(entry.find_next("p").text) > 20, f"{name}: no signature or docstring"
-        assert re.search(r"\d\d_\w+\.html#cell-", str(entry.find_next("a", href=re.compile("ipynb|html#cell-"))))
+        assert (
+            name in entry.find_next("code", class_=False).text
+            and len(entry.find_next("p").text) > 20
+        ), f"{name}: no signature or docstring"
+        assert re.search(
+            r"\d\d_\w+\.html#cell-", str(entry.find_next("a", href=re.compile("ipynb|html#cell-")))
+        )
 
 
 def cells_of(name):
     "(id, type, directives, source without them, outputs) of each cell of a notebook that its page shows."
     found = []
-    for cell in json.loads((ROOT/"nbs"/f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
+    for cell in json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
         lines = "".join(cell["source"]).split("\n")
         count = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
         directives = " ".join(lines[:count])
         if "hide" not in directives and "default_exp" not in directives:
             source = "\n".join(lines[count:]).strip("\n")
-            found.append((cell["id"], cell["cell_type"], directives, source, cell.get("outputs", [])))
+            found.append(
+                (cell["id"], cell["cell_type"], directives, source, cell.get("outputs", []))
+            )
     return found
 
 
@@ -82,13 +116,16 @@ def words(text):
 
 def table_rows(soup):
     "The rows of all tables, each as the words of its cells."
-    return [[words(cell.text) for cell in row.find_all(["td", "th"])] for row in soup.find_all("tr")]
+    return [
+        [words(cell.text) for cell in row.find_all(["td", "th"])] for row in soup.find_all("tr")
+    ]
 
 
 def follow(wanted, there, where):
     "Asserts that what is wanted is there, in its order."
     rest = iter(there)
-    for cell, text in wanted: assert text in rest, f"{where} #{cell}: not on its page (or not in its place):\n{text}"
+    for cell, text in wanted:
+        assert text in rest, f"{where} #{cell}: not on its page (or not in its place):\n{text}"
 
 
 def test_every_code_cell_and_every_text_output_is_on_its_page(pages):
@@ -97,14 +134,16 @@ def test_every_code_cell_and_every_text_output_is_on_its_page(pages):
     for name in NOTEBOOKS:
         wanted = []
         for cell, kind, directives, source, outputs in cells_of(name):
-            if kind != "code": continue
+            if kind != "code":
+                continue
             if source and "echo: false" not in directives:
                 wanted.append((cell, seen(source)))
                 codes += 1
                 assert pages[f"{name}.html"].find(id=cell), f"{name}: no anchor for {cell}"
             for out in outputs:
                 data = out.get("data", {"text/plain": out.get("text", "")})
-                if {"image/png", "text/html", "text/markdown"} & set(data): continue
+                if {"image/png", "text/html", "text/markdown"} & set(data):
+                    continue
                 wanted.append((cell, seen("".join(data["text/plain"]))))
                 texts += 1
         follow(wanted, blocks(pages[f"{name}.html"]), name)
@@ -115,18 +154,34 @@ def test_every_picture_and_every_table_is_on_its_page(site, pages):
     pictures = rows = 0
     for name in NOTEBOOKS:
         page = pages[f"{name}.html"]
-        shown = [(site/unquote(tag["src"])).read_bytes() for tag in page.find("article").find_all("img")]
+        shown = [
+            (site / unquote(tag["src"])).read_bytes()
+            for tag in page.find("article").find_all("img")
+        ]
         wanted, tables = [], []
         for cell, _, _, _, outputs in cells_of(name):
             for out in outputs:
                 data = {kind: "".join(text) for kind, text in out.get("data", {}).items()}
-                if "image/png" in data: wanted.append((cell, base64.b64decode(data["image/png"])))
-                elif "text/markdown" in data: tables += [(cell, row) for row in table_rows(BeautifulSoup(markdown2html(data["text/markdown"]), "html.parser"))]
-                elif "text/html" in data: tables += [(cell, row) for row in table_rows(BeautifulSoup(data["text/html"], "html.parser"))]
+                if "image/png" in data:
+                    wanted.append((cell, base64.b64decode(data["image/png"])))
+                elif "text/markdown" in data:
+                    tables += [
+                        (cell, row)
+                        for row in table_rows(
+                            BeautifulSoup(markdown2html(data["text/markdown"]), "html.parser")
+                        )
+                    ]
+                elif "text/html" in data:
+                    tables += [
+                        (cell, row)
+                        for row in table_rows(BeautifulSoup(data["text/html"], "html.parser"))
+                    ]
         follow(wanted, shown, name)
         follow(tables, table_rows(page.find("article")), name)
         pictures, rows = pictures + len(wanted), rows + len(tables)
-    assert pictures > 30 and rows > 150, f"only {pictures} pictures and {rows} rows of tables were looked for"
+    assert pictures > 30 and rows > 150, (
+        f"only {pictures} pictures and {rows} rows of tables were looked for"
+    )
 
 
 def test_every_sentence_of_a_notebook_is_on_its_page(pages):
@@ -134,13 +189,16 @@ def test_every_sentence_of_a_notebook_is_on_its_page(pages):
     sentences = 0
     for name in NOTEBOOKS:
         article = copy.copy(pages[f"{name}.html"].find("article"))
-        for tag in article.find_all(["pre", "math"]) + article.find_all("a", class_="headerlink"): tag.replace_with(" ")
+        for tag in article.find_all(["pre", "math"]) + article.find_all("a", class_="headerlink"):
+            tag.replace_with(" ")
         there = words(article.text)
         for cell, kind, _, source, _ in cells_of(name):
-            if kind != "markdown": continue
+            if kind != "markdown":
+                continue
             plain = re.sub(r"^```.*?^```|\$\$.*?\$\$|\$[^$\n]+\$", " ", source, flags=re.M | re.S)
             soup = BeautifulSoup(markdown2html(plain), "html.parser")
-            for tag in soup.find_all(["a"], class_="anchor-link"): tag.replace_with(" ")
+            for tag in soup.find_all(["a"], class_="anchor-link"):
+                tag.replace_with(" ")
             for tag in soup.find_all(["p", "h1", "h2", "h3", "h4", "td", "th"]):
                 assert words(tag.text) in there, f"{name} #{cell}: not on its page: {tag.text}"
                 sentences += 1
@@ -150,26 +208,47 @@ def test_every_sentence_of_a_notebook_is_on_its_page(pages):
 def test_no_page_shows_a_template_that_was_not_filled(pages):
     "A block or a paragraph that is nothing but a name in braces is a value that was lost."
     for name, page in pages.items():
-        for text in blocks(page) + [tag.text for tag in page.find("article").find_all(["p", "td", "th", "li", "h1", "h2", "h3"])]:
+        for text in blocks(page) + [
+            tag.text
+            for tag in page.find("article").find_all(["p", "td", "th", "li", "h1", "h2", "h3"])
+        ]:
             assert not (found := re.fullmatch(r"\s*\{+\w+\}+\s*", text)), f"{name}: {found[0]}"
 
 
 def test_comments_on_parameters_are_shown(pages):
-    rows = {row.find("code").text: row for row in pages["api/loss.html"].find(id="slpo_sample_loss").find_next("table").find_all("tr") if row.find("code")}
+    rows = {
+        row.find("code").text: row
+        for row in pages["api/loss.html"]
+        .find(id="slpo_sample_loss")
+        .find_next("table")
+        .find_all("tr")
+        if row.find("code")
+    }
     assert "weight of the term" in rows["anchor"].text and "float = 1.0" in rows["anchor"].text
-    assert "learning rate" in pages["api/trainer.html"].find(id="SLPOConfig").find_next("table").text
+    assert (
+        "learning rate" in pages["api/trainer.html"].find(id="SLPOConfig").find_next("table").text
+    )
 
 
 def test_links_and_anchors_resolve(site, pages):
-    count, places = 0, {name: {tag["id"] for tag in page.find_all(id=True)} for name, page in pages.items()}
+    count, places = (
+        0,
+        {name: {tag["id"] for tag in page.find_all(id=True)} for name, page in pages.items()},
+    )
     for name, page in pages.items():
         for tag, attribute in [("a", "href"), *LOADED]:
             for element in page.find_all(tag, {attribute: True}):
                 target, anchor = urldefrag(urljoin(name, element[attribute]))
-                if re.match(r"\w+:", target): continue
+                if re.match(r"\w+:", target):
+                    continue
                 target = target or name
-                assert (site/unquote(target)).exists(), f"{name}: {element[attribute]} is not there"
-                if anchor and anchor != "__skip": assert unquote(anchor) in places[target], f"{name}: {element[attribute]}: no such place on that page"
+                assert (site / unquote(target)).exists(), (
+                    f"{name}: {element[attribute]} is not there"
+                )
+                if anchor and anchor != "__skip":
+                    assert unquote(anchor) in places[target], (
+                        f"{name}: {element[attribute]}: no such place on that page"
+                    )
                 count += 1
     assert count > 500
 
@@ -183,8 +262,14 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
     for name, page in pages.items():
         for tag, attribute in LOADED:
             for element in page.find_all(tag, {attribute: True}):
-                if "canonical" not in element.get("rel", ()): assert not re.match(r"(https?:)?//", element[attribute]), f"{name} loads {element[attribute]}"
-    for path in site.rglob("*.css"): assert not (found := re.search(r"(url\(|@import)\s*[\"']?(https?:)?//[^)]*", path.read_text())), f"{path.name} loads {found[0]}"
+                if "canonical" not in element.get("rel", ()):
+                    assert not re.match(r"(https?:)?//", element[attribute]), (
+                        f"{name} loads {element[attribute]}"
+                    )
+    for path in site.rglob("*.css"):
+        assert not (
+            found := re.search(r"(url\(|@import)\s*[\"']?(https?:)?//[^)]*", path.read_text())
+        ), f"{path.name} loads {found[0]}"
 
 
 def test_no_formula_is_left_as_text(pages):
@@ -193,21 +278,31 @@ def test_no_formula_is_left_as_text(pages):
     for name, page in pages.items():
         formulas += len(page.find_all("math"))
         main = copy.copy(page.find("main"))
-        for tag in main.find_all(["code", "pre", "script", "style"]): tag.extract()
-        assert not (found := re.search(r".{0,30}(\$|\\[a-zA-Z(\[]).{0,30}", main.text.replace(r"\n", ""))), f"{name}: {found[0]}"
+        for tag in main.find_all(["code", "pre", "script", "style"]):
+            tag.extract()
+        assert not (
+            found := re.search(r".{0,30}(\$|\\[a-zA-Z(\[]).{0,30}", main.text.replace(r"\n", ""))
+        ), f"{name}: {found[0]}"
     assert formulas > 200
 
 
 def test_lists_and_tables_are_drawn(pages):
     for name, page in pages.items():
-        for tag in page.find("main").find_all("p"): assert not (found := re.search(r"^([-*|]|1\.) .*", tag.text, flags=re.M)), f"{name}: {found[0]}"
+        for tag in page.find("main").find_all("p"):
+            assert not (found := re.search(r"^([-*|]|1\.) .*", tag.text, flags=re.M)), (
+                f"{name}: {found[0]}"
+            )
 
 
 @pytest.fixture(scope="module")
 def address(site):
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_): pass
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
@@ -215,7 +310,13 @@ def address(site):
 
 def test_a_browser_shows_every_page(address, pages, open_page):
     page, formulas = open_page(), 0
-    page.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or page.complaints.append(f"asks for {r.url}"))
+    page.on(
+        "request",
+        lambda r: (
+            r.url.startswith((address, "data:", "blob:"))
+            or page.complaints.append(f"asks for {r.url}")
+        ),
+    )
     for name in pages:
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto(address + name)
@@ -226,15 +327,21 @@ def test_a_browser_shows_every_page(address, pages, open_page):
                     font: [...document.fonts].some(f => f.family == 'Math' && f.status == 'loaded'),
                     broken: [...document.images].filter(i => i.complete && !i.naturalWidth).length}}""")
         assert not shown["flat"] and not shown["errors"] and not shown["broken"], f"{name}: {shown}"
-        assert shown["font"] or not shown["formulas"], f"{name}: the font of the formulas was not loaded"
+        assert shown["font"] or not shown["formulas"], (
+            f"{name}: the font of the formulas was not loaded"
+        )
         formulas += shown["formulas"]
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 900})
-            assert (wide := page.evaluate("document.documentElement.scrollWidth")) <= width, f"{name} is {wide} px wide on a screen of {width}"
+            assert (wide := page.evaluate("document.documentElement.scrollWidth")) <= width, (
+                f"{name} is {wide} px wide on a screen of {width}"
+            )
             cut = page.evaluate("""() => {
                 const scrolls = e => e && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
                 return [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e)).map(e => e.outerHTML.slice(0, 200))}""")
-            assert not cut, f"{name}: out of a screen of {width}, and in no box that scrolls: {cut[0]}"
+            assert not cut, (
+                f"{name}: out of a screen of {width}, and in no box that scrolls: {cut[0]}"
+            )
     assert formulas > 200 and not page.complaints, page.complaints
 
 
@@ -242,10 +349,18 @@ def test_search_and_palette(address, open_page):
     page = open_page()
     page.goto(address)
     page.click("input[name=query]")
-    page.wait_for_function("document.querySelector('.md-search-result__meta').textContent.trim() == 'Type to start searching'", timeout=90_000)       # words typed before the index is there are lost
-    page.keyboard.type("slpo_loss")                                              # it listens to keys, not to what `fill` sends
-    page.wait_for_function("document.querySelector('.md-search-result__item a')?.href.includes('api/loss.html')", timeout=60_000)
+    page.wait_for_function(
+        "document.querySelector('.md-search-result__meta').textContent.trim() == 'Type to start searching'",
+        timeout=90_000,
+    )  # words typed before the index is there are lost
+    page.keyboard.type("slpo_loss")  # it listens to keys, not to what `fill` sends
+    page.wait_for_function(
+        "document.querySelector('.md-search-result__item a')?.href.includes('api/loss.html')",
+        timeout=60_000,
+    )
     assert "slpo_loss" in page.inner_text(".md-search-result__item >> nth=0")
     page.keyboard.press("Escape")
     page.click("label[title=Dark]")
-    assert page.evaluate("document.body.dataset.mdColorScheme") == "slate" and not page.complaints, page.complaints
+    assert (
+        page.evaluate("document.body.dataset.mdColorScheme") == "slate" and not page.complaints
+    ), page.complaints
