@@ -6,8 +6,6 @@
 __all__ = ['transport', 'mass_targets']
 
 # %% ../nbs/03_mass.ipynb #cell-002
-import math
-
 import torch
 from torch import Tensor
 

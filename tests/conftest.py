@@ -58,7 +58,7 @@ def chat_model(tmp_path_factory):
     "A folder with a tiny model and a tokenizer that has a chat template."
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-    from slpo.data import train_tokenizer
+    from slpo.tokens import train_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer(

@@ -9,8 +9,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from slpo.data import PreferenceCollator
-from slpo.trainer import _packed_logps
+from slpo.packing import PreferenceCollator
+from slpo.packing import _packed_logps
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")

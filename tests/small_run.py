@@ -14,7 +14,8 @@ def make(out, rows=24, model_seed=0, **settings):
     import transformers
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
     from slpo import SLPOConfig, SLPOTrainer, preference_world
-    from slpo.data import _split_row, train_tokenizer
+    from slpo.data import _split_row
+    from slpo.tokens import train_tokenizer
 
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()

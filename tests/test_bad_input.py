@@ -16,14 +16,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from slpo.cli import train_main
-from slpo.data import (
-    BadRows,
-    Finding,
-    _encode,
-    load_preferences,
-    tokenize_preferences,
-    train_tokenizer,
-)
+from slpo.files import BadRows, Finding
+from slpo.tokens import _encode, tokenize_preferences, train_tokenizer
+from slpo.data import load_preferences
 
 datasets.disable_progress_bars()
 

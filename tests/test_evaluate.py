@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from slpo.cli import eval_main
-from slpo.data import train_tokenizer
-from slpo.evaluate import bootstrap_mean, bootstrap_means, completion_logps, generate, stop_ids
+from slpo.cli_eval import eval_main
+from slpo.tokens import train_tokenizer
+from slpo.evaluate import bootstrap_mean, bootstrap_means, generate, stop_ids
+from slpo.packing import completion_logps
 
 CHAT = (
     "{% for m in messages %}<start>{{ m.content }}<end>\n{% endfor %}"
@@ -185,7 +186,7 @@ def test_prompts_have_the_tokens_that_training_has(monkeypatch):
     "Empty ones, those of tokenizers that add EOS or BOS, and messages with tools and settings for the template."
     from datasets import Dataset
     from tokenizers.processors import TemplateProcessing
-    from slpo.data import tokenize_preferences
+    from slpo.tokens import tokenize_preferences
 
     for after in ("$A <|endoftext|>", "<b> $A", "<b> $A <|endoftext|>", "$A"):
         tokenizer = spoken(

@@ -12,8 +12,11 @@ import pytest
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetGenerationError
 
-from slpo.cli import eval_main, train_main
-from slpo.data import ROW, BadRows, load_preferences, tokenize_preferences, train_tokenizer
+from slpo.cli_eval import eval_main
+from slpo.cli import train_main
+from slpo.files import ROW, BadRows
+from slpo.data import load_preferences
+from slpo.tokens import tokenize_preferences, train_tokenizer
 
 datasets.disable_progress_bars()
 
@@ -367,7 +370,7 @@ def test_evaluation_takes_a_file_whole_and_the_test_split_of_a_folder(tmp_path, 
         "--output_dir",
         str(tmp_path / "out"),
     ]
-    from slpo.cli import _eval_rows, parse_eval
+    from slpo.cli_eval import _eval_rows, parse_eval
 
     assert [
         len(_eval_rows(parse_eval(["--dataset_name", str(path), *judge])))
@@ -552,7 +555,9 @@ def test_rows_of_two_data_sets_put_together_are_counted_anew(tmp_path):
 
 
 def test_the_commands_name_rows_of_the_file(tmp_path, caplog, chat_model):
-    from slpo.cli import _eval_rows, _load_split, _tokenized_rows, parse_eval, parse_run
+    from slpo.cli_eval import _eval_rows, parse_eval
+    from slpo.cli import _load_split, _tokenized_rows
+    from slpo.flags import parse_run
     from slpo import SLPOConfig
 
     path = str(put_with_faults(tmp_path))

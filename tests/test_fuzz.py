@@ -15,23 +15,22 @@ import torch
 from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 
-from slpo.data import (
+from slpo.tokens import (
     _REFS,
-    TURN,
-    BadRows,
-    PreferenceCollator,
     _adds,
-    _check_row,
     _from_tokens,
-    _split_row,
     _tokenize_row,
-    group_size,
-    load_preferences,
     tokenize_preferences,
     train_tokenizer,
 )
-from slpo.dpo import dpo_loss, ipo_loss
-from slpo.loss import slpo_loss, slpo_sample_loss
+from slpo.world import TURN
+from slpo.files import BadRows
+from slpo.packing import PreferenceCollator, group_size
+from slpo.data import _check_row, _split_row, load_preferences
+from slpo.dpo import dpo_loss
+from slpo.family import ipo_loss
+from slpo.loss import slpo_loss
+from slpo.sample_mass import slpo_sample_loss
 
 DATASETS = int(os.environ.get("SLPO_FUZZ", 500))
 EOS, BOS = "<|endoftext|>", "<s>"

@@ -15,8 +15,8 @@ from socketserver import TCPServer
 
 import pytest
 
-from slpo.cli import eval_main, parse_eval
-from slpo.evaluate import Judge, JudgeError, ask_judge, judge_cost, judge_questions, judge_win_rate
+from slpo.cli_eval import eval_main, parse_eval
+from slpo.judge import Judge, JudgeError, ask_judge, judge_cost, judge_questions, judge_win_rate
 
 KEY = "sk-thisIsTheKey/+abc123"
 BIAS, TIES, AGREE = (
@@ -784,7 +784,8 @@ def models(tmp_path_factory):
     "Folders of two tiny models with one tokenizer that has a chat template."
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-    from slpo.data import preference_world, train_tokenizer
+    from slpo.world import preference_world
+    from slpo.tokens import train_tokenizer
 
     folder = tmp_path_factory.mktemp("models")
     tokenizer = train_tokenizer([r["chosen"] for r in preference_world(50)], vocab_size=400)

@@ -126,7 +126,7 @@ def test_a_slider_moves_a_figure(lab, tmp_path, open_page):
     "name",
     [path.name for path in sorted(NBS.glob("*.ipynb"))]
     if os.environ.get("SLPO_LAB")
-    else ["15_paper.ipynb"],
+    else ["91_paper.ipynb"],
 )  # all of them: some twenty minutes
 def test_a_notebook_opens_and_runs(name, lab, tmp_path, open_page):
     page = open_page()

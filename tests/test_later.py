@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 
 from small_run import make
 from slpo import SLPOConfig, SLPOTrainer
-from slpo.data import BadRows, tokenize_preferences
+from slpo.files import BadRows
+from slpo.tokens import tokenize_preferences
 
 ROWS = [
     dict(

@@ -14,15 +14,15 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slpo import SLPOConfig, SLPOTrainer
-from slpo.data import train_tokenizer
-from slpo.trainer import (
+from slpo.tokens import train_tokenizer
+from slpo.models import (
     check_model_files,
     check_tokenizer_files,
     load_model,
     load_tokenizer,
-    model_positions,
     torch_dtype,
 )
+from slpo.packing import model_positions
 
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
@@ -549,7 +549,7 @@ def test_only_trainable_weights_must_be_able_to_move(narrow, tmp_path, caplog):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("step", [1e-6, 1e-5, 1e-4])
 def test_the_share_that_moves_is_that_of_numbers_further_than_half_their_spacing(dtype, step):
-    from slpo.trainer import _share_that_moves
+    from slpo.models import _share_that_moves
 
     w = torch.randn(5000).mul(0.02).to(dtype)
     gap = torch.finfo(dtype).eps * 2.0 ** w.double().abs().log2().floor()
@@ -634,7 +634,7 @@ def test_dropout_of_an_adapter_is_dropout(tmp_path):
 
 
 def test_what_a_router_computes_with_in_evaluation_stays():
-    from slpo.trainer import _disable_dropout
+    from slpo.models import _disable_dropout
 
     model = tiny(
         "Phimoe",
@@ -980,7 +980,8 @@ def test_what_is_no_causal_language_model_is_refused(tmp_path):
 
 def test_what_cannot_be_trained_or_compared_is_said_first(tmp_path):
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-    from slpo.trainer import _check_trainable, _check_vocabulary
+    from slpo.trainer import _check_trainable
+    from slpo.models import _check_vocabulary
 
     tokenizer = train_tokenizer(["a"], vocab_size=257)
     small = GPTNeoXForCausalLM(

@@ -220,7 +220,7 @@ def test_commands_and_recipes(installed):
             sys.argv = [name, "--help"]
             try: runpy.run_path({str(installed.target / "bin")!r} + "/" + name, run_name="__main__")
             except SystemExit as e: print(name, "left with", e.code)
-        from slpo.cli import RECIPES, parse_run
+        from slpo.flags import RECIPES, parse_run
         for path in RECIPES.iterdir():
             if path.suffix == ".yaml": print("recipe", path.stem, parse_run(["--config", path.stem])[0].dataset_name)"""
     said = installed("-c", code)

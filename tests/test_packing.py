@@ -9,8 +9,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from slpo.data import PreferenceCollator, _cut
-from slpo.trainer import _packed_logps, _why_not_in_chunks, _why_not_packed
+from slpo.packing import PreferenceCollator
+from slpo.tokens import _cut
+from slpo.packing import _packed_logps, _why_not_in_chunks, _why_not_packed
 
 COMMON = dict(
     vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from slpo import SLPOConfig
-from slpo.cli import parse_run
+from slpo.flags import parse_run
 from slpo.loss import PRESETS
 
 SLPO = dict(output_dir="unused", use_cpu=True, loss_type="slpo")

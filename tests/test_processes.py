@@ -195,7 +195,7 @@ def test_packed_rows_of_shared_out_weights():
     torch.cuda.device_count() < 2, reason="needs two GPUs: accelerate shards no weights on a CPU"
 )
 def test_fsdp_is_one_process(tmp_path):
-    from slpo.cli import RECIPES
+    from slpo.flags import RECIPES
 
     common = dict(
         optim="sgd",
@@ -240,7 +240,7 @@ def test_fsdp_is_one_process(tmp_path):
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed-zero2"])
 def test_recipes_for_many_gpus_are_understood(name):
     from accelerate.commands.config.config_args import load_config_from_file
-    from slpo.cli import RECIPES
+    from slpo.flags import RECIPES
 
     config = load_config_from_file(str(RECIPES / "accelerate" / f"{name}.yaml"))
     assert config.num_processes == 8 and config.mixed_precision == "bf16"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from slpo.data import preference_world
+from slpo.world import preference_world
 
 ROOT = Path(__file__).parents[1]
 README, CI = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / ".ci" / "run").read_text()
@@ -96,7 +96,7 @@ def slpo_train(words, folder, serve):
 
 
 def slpo_eval(words, folder, serve):
-    from slpo.cli import eval_main
+    from slpo.cli_eval import eval_main
     from test_judge import longer
 
     if "--judge_model" in words:

@@ -6,8 +6,8 @@ import typing
 import pytest
 from transformers import HfArgumentParser
 
-from slpo.cli import RunArguments, _settings, parse_run
-from slpo.trainer import SLPOConfig
+from slpo.flags import RunArguments, _settings, parse_run
+from slpo.settings import SLPOConfig
 
 HINTS = {
     name: hint
@@ -192,7 +192,7 @@ def test_where_nothing_is_like_it_nothing_is_proposed(tmp_path, name):
 
 
 def test_synonyms_name_settings_that_exist():
-    from slpo.cli import _OTHERS_NAMES
+    from slpo.flags import _OTHERS_NAMES
 
     assert not NAMES & set(_OTHERS_NAMES) and set(_OTHERS_NAMES.values()) <= NAMES
 

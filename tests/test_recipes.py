@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from slpo.cli import RECIPES, _load_data, parse_run
-from slpo.data import TURN, tokenize_preferences, train_tokenizer
+from slpo.flags import RECIPES, parse_run
+from slpo.cli import _load_data
+from slpo.world import TURN
+from slpo.tokens import tokenize_preferences, train_tokenizer
 from slpo.loss import PRESETS
 from small_run import make
 

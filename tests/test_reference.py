@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 import slpo.trainer
 from slpo import SLPOConfig, SLPOTrainer
-from slpo.data import train_tokenizer
+from slpo.tokens import train_tokenizer
 
 ROWS = Dataset.from_list(
     [
@@ -631,7 +631,7 @@ def test_a_start_that_is_not_the_reference_is_refused(tmp_path, settings):
 
 def test_rows_that_come_later(tmp_path, passes):
     "Known at the start and where a reference is kept; refused where it is gone."
-    from slpo.data import tokenize_preferences
+    from slpo.tokens import tokenize_preferences
 
     later = tokenize_preferences(ROWS.select([3, 1]), TOKENIZER)
     online, adapter, trainer = (

@@ -9,18 +9,12 @@ from pathlib import Path
 import pytest
 
 import slpo.cli as cli
-from slpo.cli import (
-    EvalArguments,
-    RunArguments,
-    _check_stages,
-    _load_data,
-    eval_main,
-    parse_eval,
-    parse_run,
-    train_main,
-)
+from slpo.cli_eval import EvalArguments, eval_main, parse_eval
+from slpo.flags import RunArguments, parse_run
+from slpo.cli import _check_stages, _load_data, train_main
 from slpo.evaluate import SampleTable
-from slpo.trainer import SLPOConfig, SLPOTrainer
+from slpo.settings import SLPOConfig
+from slpo.trainer import SLPOTrainer
 
 SHORT = [
     "--max_steps",
@@ -316,7 +310,7 @@ def test_a_folder_that_cannot_be_written_is_found_first(here, capsys, monkeypatc
 )
 def test_slpo_eval_looks_at_everything_before_it_generates(here, capsys, monkeypatch, flags, word):
     import shutil
-    from slpo.data import train_tokenizer
+    from slpo.tokens import train_tokenizer
 
     shutil.copytree("model/", "other"), Path("data").mkdir()
     train_tokenizer(["something else altogether, else"], vocab_size=280).save_pretrained("other")
@@ -424,7 +418,7 @@ def test_answers_are_kept_whatever_comes_after(here, tmp_path, capsys, monkeypat
 
 def test_answers_to_others_are_not_taken(here, tmp_path):
     from slpo.evaluate import generate
-    from slpo.trainer import load_model, load_tokenizer
+    from slpo.models import load_model, load_tokenizer
 
     model, tokenizer = load_model("model"), load_tokenizer("model")
     how = dict(max_new_tokens=4, desc=None, file=tmp_path / "said.jsonl")

@@ -13,14 +13,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from slpo import SLPOConfig, SLPOTrainer
-from slpo.data import (
-    ROW,
-    BadRows,
-    encode_prompt,
-    load_preferences,
-    tokenize_preferences,
-    train_tokenizer,
-)
+from slpo.files import ROW, BadRows
+from slpo.tokens import encode_prompt, tokenize_preferences, train_tokenizer
+from slpo.data import load_preferences
 
 datasets.disable_progress_bars()
 
@@ -193,7 +188,7 @@ def test_a_tokenizer_without_offsets_takes_the_tokens_that_prompt_and_whole_have
         def __len__(self):
             return len(tokenizer)
 
-    from slpo.data import _joint
+    from slpo.tokens import _joint
 
     prompt, completions, changed = _joint("question ", ["yes", "no"], Slow(), False, (False, False))
     assert (

@@ -8,8 +8,8 @@ from datasets import Dataset
 from test_packing import GROUPED, groups, one_by_one, tiny
 
 from slpo import SLPOConfig, SLPOTrainer
-from slpo.data import tokenize_preferences, train_tokenizer
-from slpo.trainer import _packed_logps
+from slpo.tokens import tokenize_preferences, train_tokenizer
+from slpo.packing import _packed_logps
 
 datasets.disable_progress_bars()
 
@@ -208,7 +208,7 @@ def test_the_trial_leaves_the_head_without_work(tmp_path, monkeypatch):
 
 
 def test_the_longest_groups_are_found(tmp_path):
-    from slpo.trainer import _extent_of
+    from slpo.packing import _extent_of
 
     one, two = Dataset.from_list(groups(40, 3, seed=1)), Dataset.from_list(groups(30, 2, seed=2))
     found = _extent_of([one, two], 0)
@@ -229,7 +229,7 @@ def test_the_longest_groups_are_found(tmp_path):
 
 
 def test_a_soft_cap_is_kept_when_the_head_works_in_chunks(monkeypatch):
-    from slpo.trainer import _why_not_in_chunks, _why_not_packed
+    from slpo.packing import _why_not_in_chunks, _why_not_packed
 
     model = tiny(
         "Gemma3Text",
@@ -242,7 +242,7 @@ def test_a_soft_cap_is_kept_when_the_head_works_in_chunks(monkeypatch):
         ),
     )
     assert _why_not_packed(model) is None and _why_not_in_chunks(model) is None
-    from slpo.data import PreferenceCollator
+    from slpo.packing import PreferenceCollator
 
     many = groups(6, 3)
     with torch.no_grad():
