@@ -55,7 +55,7 @@ class Cell:
     @property
     def folded(self) -> bool:
         "Shown when a reader asks for it."
-        return "code-fold: true" in self.directives
+        return self.has("fold")
 
     @property
     def silent(self) -> bool:

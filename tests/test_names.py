@@ -72,7 +72,8 @@ def test_an_old_path_points_at_the_line_that_uses_it(tmp_path):
 
 
 def test_type_checkers_see_the_same_names():
-    "What `from slpo import *` gives is imported under TYPE_CHECKING, from the modules that have it."
+    """What `from slpo import *` gives is imported under TYPE_CHECKING, from the modules that have
+    it."""
     tree = ast.parse((ROOT / "slpo" / "__init__.py").read_text())
     block = next(n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n))
     seen = {alias.name: node.module for node in block.body for alias in node.names}
