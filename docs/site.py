@@ -301,7 +301,9 @@ def on_files(files, config):
     names = public_names(modules)
     made = {f"{name}.md": page(name, cells, names, figures) for name, cells in books.items()}
     made |= {f"api/{module}.md": api(module, names) for module in modules}
-    made["CONTRIBUTING.md"] = link((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), names)
+    for path in (ROOT / "CONTRIBUTING.md", DOCS / "old_cells.md"):
+        text = path.read_text(encoding="utf-8").replace("](nbs/", "](").replace("](docs/", "](")
+        made[path.name] = link(text, names)
     made |= {f"{name}.png": png for name, png in figures.items()}
     made |= {f"paper/{path.name}": path.read_bytes() for path in (ROOT / "paper").glob("*.pdf")}
     made |= {"math.woff": math_font(), "styles.css": (DOCS / "styles.css").read_bytes()}

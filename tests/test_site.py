@@ -209,10 +209,23 @@ def test_no_page_shows_a_template_that_was_not_filled(pages):
             assert not (found := re.fullmatch(r"\s*\{+\w+\}+\s*", text)), f"{name}: {found[0]}"
 
 
+def test_a_folded_cell_is_closed_until_it_is_opened(pages):
+    "Its listing stands in a `details` element, behind a line that names what it defines."
+    folded = 0
+    for name in NOTEBOOKS:
+        for cell, kind, directives, source, _ in cells_of(name):
+            if kind == "code" and "fold" in directives.split():
+                place = pages[f"{name}.html"].find(id=cell).find_next("details")
+                assert "open" not in place.attrs and place.find("summary").text.strip()
+                assert seen(place.find("pre").text) == seen(source)
+                folded += 1
+    assert folded > 50
+
+
 def test_comments_on_parameters_are_shown(pages):
     rows = {
         row.find("code").text: row
-        for row in pages["api/loss.html"]
+        for row in pages["api/sample_mass.html"]
         .find(id="slpo_sample_loss")
         .find_next("table")
         .find_all("tr")
@@ -220,7 +233,7 @@ def test_comments_on_parameters_are_shown(pages):
     }
     assert "weight of the term" in rows["anchor"].text and "float = 1.0" in rows["anchor"].text
     assert (
-        "learning rate" in pages["api/trainer.html"].find(id="SLPOConfig").find_next("table").text
+        "learning rate" in pages["api/settings.html"].find(id="SLPOConfig").find_next("table").text
     )
 
 
