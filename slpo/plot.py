@@ -87,8 +87,8 @@ def savefig(
     width, height = fig.get_size_inches()
     if width > TEXT_WIDTH:
         raise ValueError(
-            f"figure {name!r} is {width:g} inches wide; the text of the paper is {TEXT_WIDTH} wide, "
-            "and figures are printed at their own size"
+            f"figure {name!r} is {width:g} inches wide; the text of the paper is {TEXT_WIDTH} "
+            "wide, and figures are printed at their own size"
         )
     fig.draw_without_rendering()
     box = fig.get_tightbbox()
