@@ -14,13 +14,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 # %% ../nbs/90_plot.ipynb #cell-004
-CHOSEN, REJECTED, REST = "#0072B2", "#D55E00", "#777777"
+CHOSEN = "#0072B2"
+REJECTED = "#D55E00"
+REST = "#777777"  # every other sequence
 TEXT_WIDTH = 6.5  # of the paper, inches
 PALETTE = [CHOSEN, REJECTED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", REST, "#000000"]
 
 
 def use_style():
-    "Set matplotlib's defaults for this project: sizes in inches at print size, embedded fonts, no top or right spine."
+    """Set matplotlib's defaults for this project: sizes in inches at print size, embedded fonts,
+    no top or right spine."""
     plt.rcParams.update(
         {
             "figure.figsize": (5.5, 2.6),
@@ -41,17 +44,16 @@ def use_style():
     )
 
 # %% ../nbs/90_plot.ipynb #plot-loss-styles
-_SAMPLE, _MASS, _RATIO, _DIFFERENCE, _OTHER = "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00"
-LOSS_STYLES = {
-    "SLPO": dict(color=_MASS, linestyle="-."),
-    "SLPO-ratio": dict(color=_RATIO, linestyle=(0, (4, 1, 1, 1, 1, 1))),
-    "SLPO-sample": dict(color=_SAMPLE, linestyle="-"),
-    "DPO": dict(color=_DIFFERENCE, linestyle="--"),
-    "cDPO": dict(color=_DIFFERENCE, linestyle=":"),
-    "IPO": dict(color=_DIFFERENCE, linestyle="-."),
-    "NCA": dict(color=_OTHER, linestyle="--"),
-    "SPPO": dict(color=_OTHER, linestyle="-."),
-    "Preferred-FT": dict(color=_OTHER, linestyle=":"),
+LOSS_STYLES: dict[str, dict] = {
+    "SLPO": dict(color="#CC79A7", linestyle="-."),
+    "SLPO-ratio": dict(color="#56B4E9", linestyle=(0, (4, 1, 1, 1, 1, 1))),
+    "SLPO-sample": dict(color="#009E73", linestyle="-"),
+    "DPO": dict(color="#000000", linestyle="--"),
+    "cDPO": dict(color="#000000", linestyle=":"),
+    "IPO": dict(color="#000000", linestyle="-."),
+    "NCA": dict(color="#E69F00", linestyle="--"),
+    "SPPO": dict(color="#E69F00", linestyle="-."),
+    "Preferred-FT": dict(color="#E69F00", linestyle=":"),
 }
 # the name in figures of each `loss_type`
 _LOSS_NAMES = {
@@ -68,7 +70,7 @@ _LOSS_NAMES = {
 def loss_style(
     name: str,  # a key of `LOSS_STYLES`, or a `loss_type`
 ) -> dict:  # `color` and `linestyle`, keyword arguments of `plot`
-    "The colour and dash of a loss, the same in every figure. Raises `ValueError` for an unknown name."
+    "The colour and dash of a loss, the same in every figure. Raises `ValueError` for other names."
     key = _LOSS_NAMES.get(name, name)
     if key not in LOSS_STYLES:
         raise ValueError(f"loss {name!r} is not one of {', '.join(map(repr, LOSS_STYLES))}")
@@ -78,20 +80,22 @@ def loss_style(
 def savefig(
     fig,  # a matplotlib figure
     name: str,  # file name without its ending, the one that the paper uses
-    folder: str = None,  # where to write; default: the environment variable `SLPO_FIGURES`
-) -> Path:  # the PDF that was written, or None when nobody asked for files
-    "Write `fig` as `folder/name.pdf` when a folder is given, else do nothing. Raises `ValueError` for a figure wider than the paper's text, or one that cuts something off."
-    if (width := fig.get_size_inches()[0]) > TEXT_WIDTH:
+    folder: str | None = None,  # where to write; default: the environment variable `SLPO_FIGURES`
+) -> Path | None:  # the PDF that was written, or None when nobody asked for files
+    """Write `fig` as `folder/name.pdf` when a folder is given, else do nothing.
+    Raises `ValueError` for a figure wider than the paper's text, or one that cuts something off."""
+    width, height = fig.get_size_inches()
+    if width > TEXT_WIDTH:
         raise ValueError(
-            f"figure {name!r} is {width:g} inches wide; the text of the paper is {TEXT_WIDTH} wide, and figures are printed at their own size"
+            f"figure {name!r} is {width:g} inches wide; the text of the paper is {TEXT_WIDTH} "
+            "wide, and figures are printed at their own size"
         )
     fig.draw_without_rendering()
-    box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
+    box = fig.get_tightbbox()
     over = {"left": -box.x0, "bottom": -box.y0, "right": box.x1 - width, "top": box.y1 - height}
-    if cut := ", ".join(
-        f"{inches:.2f} inches at the {side}" for side, inches in over.items() if inches > 0.02
-    ):
-        raise ValueError(f"figure {name!r} cuts something off: {cut}")
+    cut = [f"{inches:.2f} inches at the {side}" for side, inches in over.items() if inches > 0.02]
+    if cut:
+        raise ValueError(f"figure {name!r} cuts something off: {', '.join(cut)}")
     folder = folder or os.environ.get("SLPO_FIGURES")
     if not folder:
         return None
@@ -104,20 +108,20 @@ def savefig(
 def savenumbers(
     notebook: str,  # the notebook that measured them, "32_sentiment"
     numbers: dict,  # name (letters only, as LaTeX wants them) -> text, "0.352"
-    tables: dict = None,  # name -> a Markdown table
+    tables: dict | None = None,  # name -> a Markdown table
     folder="results/numbers",  # where the file goes
 ) -> Path:  # the JSON file that was written
-    "Keep numbers and tables for the paper. Raises `ValueError` for a name that LaTeX could not call."
-    for name in (*numbers, *(tables or {})):
+    """Keep numbers and tables for the paper.
+    Raises `ValueError` for a name that LaTeX could not call."""
+    tables = tables or {}
+    for name in (*numbers, *tables):
         if not (name.isascii() and name.isalpha()):
             raise ValueError(f"name {name!r}: LaTeX takes letters only")
     path = Path(folder) / f"{notebook}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(
-        {"numbers": {name: str(value) for name, value in numbers.items()}, "tables": tables or {}},
-        ensure_ascii=False,
-        indent=1,
-    )
+    printed = {name: str(value) for name, value in numbers.items()}
+    content = {"numbers": printed, "tables": tables}
+    text = json.dumps(content, ensure_ascii=False, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
     return path
 
@@ -126,26 +130,31 @@ def knobs(
     draw,  # a function of numbers that draws one figure
     **sliders,  # for each of its arguments: (start, lowest, highest, step)
 ):
-    "Sliders for `draw`, in a running Jupyter. Elsewhere nothing is shown: `draw` is called at both ends of every slider and closed."
+    """Sliders for `draw`, in a running Jupyter. Elsewhere nothing is shown:
+    `draw` is called at both ends of every slider and closed."""
+    in_jupyter = "JPY_SESSION_NAME" in os.environ  # a Jupyter server sets it for its kernels
+    if in_jupyter:
+        _show_sliders(draw, sliders)
+    else:
+        _try_both_ends(draw, sliders)
+
+
+def _try_both_ends(draw, sliders):
     starts = {name: start for name, (start, *_) in sliders.items()}
-    if (
-        "JPY_SESSION_NAME" not in os.environ
-    ):  # set by a Jupyter server for the kernels that it starts
-        for name, (_, low, high, _) in sliders.items():
-            for end in (low, high):
-                plt.close(draw(**{**starts, name: end}))
-        return
+    for name, (_, low, high, _) in sliders.items():
+        for end in (low, high):
+            plt.close(draw(**{**starts, name: end}))
+
+
+def _show_sliders(draw, sliders):
     from ipywidgets import FloatSlider, interact
+
+    def slider(name, start, low, high, step):
+        return FloatSlider(
+            value=start, min=low, max=high, step=step, description=name, continuous_update=False
+        )
 
     def show(**values):
         draw(**values)  # `interact` would show what `draw` returns a second time
 
-    interact(
-        show,
-        **{
-            name: FloatSlider(
-                value=start, min=low, max=high, step=step, description=name, continuous_update=False
-            )
-            for name, (start, low, high, step) in sliders.items()
-        },
-    )
+    interact(show, **{name: slider(name, *numbers) for name, numbers in sliders.items()})

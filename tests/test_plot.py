@@ -1,4 +1,4 @@
-"""Every loss has a look of its own, in one place, and blue and orange are left to the completions."""
+"""Every loss has a look of its own, in one place; blue and orange are left to the completions."""
 
 import re
 
