@@ -17,7 +17,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 
 from slpo.cli import train_main
 from slpo.files import BadRows, Finding
-from slpo.tokens import _encode, tokenize_preferences, train_tokenizer
+from slpo.tokens import _encode, _setup, tokenize_preferences, train_tokenizer
 from slpo.data import load_preferences
 
 datasets.disable_progress_bars()
@@ -1527,11 +1527,10 @@ def test_what_is_cut_or_odd_is_counted(caplog):
 
 def test_the_edge_is_judged_as_the_whole_would_be():
     "Other tokens where prompt and completion meet: the last and first 32 characters tell."
-    rng, tokenizer, seen = (
-        random.Random(0),
-        train_tokenizer(["yes no question so then: "] * 9, vocab_size=290),
-        set(),
-    )
+    rng = random.Random(0)
+    tokenizer = train_tokenizer(["yes no question so then: "] * 9, vocab_size=290)
+    setup = _setup(tokenizer, completion_tokens="apart")
+    seen = set()
 
     def ids(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -1552,10 +1551,8 @@ def test_the_edge_is_judged_as_the_whole_would_be():
                 prompt,
                 [chosen, rejected],
                 ["prompt", "chosen", "rejected"],
-                tokenizer,
                 False,
-                (False, False),
-                completion_tokens="apart",
+                setup,
             )[3]
         ) == whole
         seen.add(whole)

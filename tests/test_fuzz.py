@@ -19,6 +19,7 @@ from slpo.tokens import (
     _REFS,
     _adds,
     _from_tokens,
+    _setup,
     _tokenize_row,
     tokenize_preferences,
     train_tokenizer,
@@ -494,13 +495,14 @@ def fuzz(seed, tmp_path):
     tokenizer, adds = rng.choice(TOKENIZERS)
     tokens = layout.startswith("ids")
     refs = _REFS if layout == "ids with refs" and not sft else ()
+    setup = _setup(tokenizer, sft=sft, refs=refs, cut=how)
     good, bad = [], []
     for i, row in enumerate(rows):
         before = repr(row)
         if tokens:
-            group = _from_tokens(row, i, tokenizer, sft, refs, **how)
+            group = _from_tokens(row, i, setup)
         else:
-            group = _tokenize_row(row, i, tokenizer, sft, adds, **how)
+            group = _tokenize_row(row, i, setup)
             split, found = _split_row(row, sft)
             if found := found or _check_row(split, sft):
                 assert group["problems"] == [list(p) for p in found]
