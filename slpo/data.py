@@ -132,7 +132,8 @@ def _wrong_message(message) -> str:
     wrong = _wrong_json(rest) if rest else ""
     return f"{', '.join(rest)}: {wrong}" if wrong else ""
 
-
+# %% ../nbs/10_data.ipynb #cell-060
+#| code-fold: true
 def _wrong_part(parts: list) -> str:
     "Which part of a content is no text, or ''."
     kinds = [part.get("type") if isinstance(part, dict) else type(part).__name__ for part in parts]
@@ -188,7 +189,6 @@ def _wrong_completion(text, chat: bool, prompt=None) -> str:
     return "" if any(map(_has_content, text)) else "empty completion"
 
 # %% ../nbs/10_data.ipynb #cell-009
-#| code-fold: true
 _TEMPLATE_INPUTS = ("tools", "chat_template_kwargs")  # what a chat template takes beside messages
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
@@ -208,7 +208,8 @@ def _template_inputs(row: dict) -> dict:
     values = {c: _from_json(row[c]) for c in given}
     return {c: value for c, value in values.items() if value}
 
-
+# %% ../nbs/10_data.ipynb #cell-061
+#| code-fold: true
 def _wrong_template_input(value, kind: type, name: str) -> str:
     "Why this is not of a kind (called `name`), nor JSON of one, or ''."
     try:
@@ -353,7 +354,6 @@ def _all_repeat(prompt: str, texts: list, least: int = 8) -> bool:
     return len(prompt.strip()) >= least and all(text.startswith(prompt) for text in texts)
 
 # %% ../nbs/10_data.ipynb #cell-012
-#| code-fold: true
 def _check_ranks(completions, ranks) -> list:
     "[(column, reason)] for completions and ranks that do not go together."
     wrong = _wrong_ranks(completions, ranks)
@@ -401,7 +401,8 @@ def _split_row(row: dict, sft: bool = False) -> tuple[dict, list]:
         return _split_messages(row, columns)
     return _split_transcripts(row, columns)
 
-
+# %% ../nbs/10_data.ipynb #cell-062
+#| code-fold: true
 def _known_columns(row: dict, columns: tuple[str, ...]) -> dict:
     "The columns of a row that are read, its messages tidied."
     texts = ("prompt", *columns, "completions")
@@ -430,7 +431,6 @@ def _split_transcripts(row: dict, columns: tuple[str, ...]) -> tuple[dict, list]
     return split | {"prompt": prompts["chosen"]}, []
 
 # %% ../nbs/10_data.ipynb #cell-038
-#| code-fold: true
 def _is_doubled(row: dict) -> bool:
     """Is the prompt a text that the conversations beside it begin with, as in UltraFeedback?
 
@@ -450,7 +450,8 @@ def _is_doubled(row: dict) -> bool:
 def _user_texts(talk: list) -> list[str]:
     return [m.get("content", "").strip() for m in talk if m["role"] == "user"]
 
-
+# %% ../nbs/10_data.ipynb #cell-063
+#| code-fold: true
 def _split_messages(row: dict, columns: tuple[str, ...]) -> tuple[dict, list]:
     """(row with a prompt, findings) of conversations.
 
@@ -590,7 +591,8 @@ class _SameFiles:
                     "(datasets.concatenate_datasets doubles rows that are to be doubled)"
                 )
 
-
+# %% ../nbs/10_data.ipynb #cell-064
+#| code-fold: true
 @dataclass
 class _Layout:
     "What the columns of good rows hold; all rows have the same."
@@ -743,7 +745,8 @@ def _is_disk_full(e) -> bool:
         return True
     return "No space left" in str(e)
 
-
+# %% ../nbs/10_data.ipynb #cell-065
+#| code-fold: true
 def _write_rows(read: Callable, bad: set, layout: _Layout, sft: bool, several_files) -> Dataset:
     """The good rows, in a temporary file.
 
@@ -811,7 +814,7 @@ def load_preferences(
     _log_unused(first.columns, layout.chat)
     return dataset
 
-
+# %% ../nbs/10_data.ipynb #cell-066
 def _log_read(counts: Counter, left_out: list, split: str, most: int = 6) -> str:
     """Logs which files were read, and which were not, in one line.
 

@@ -103,6 +103,7 @@ def _rows_to_drop(findings: list, total: int, on_bad_rows: str) -> set:
     return bad
 
 # %% ../nbs/09_files.ipynb #cell-003
+#| code-fold: true
 def _is_missing(x) -> bool:
     "None, or NaN, which is pandas' empty cell."
     return x is None or (isinstance(x, float) and math.isnan(x))
@@ -385,7 +386,7 @@ def _without_copies(files: list[Path]) -> list[Path]:
             contents.add(content)
     return [file for file in files if file not in copies]
 
-
+# %% ../nbs/09_files.ipynb #cell-060
 def _find_files(folder: Path, split: str) -> tuple[list[Path], list[Path]]:
     """(files of a split, other files that could be data), each sorted by path.
 
@@ -437,7 +438,7 @@ def _check_doubles(folder: Path, files: list[Path], split: str):
     for (parent, of), numbers in parts.items():
         _check_parts([f for f in files if f.parent == parent], split, of, numbers)
 
-
+# %% ../nbs/09_files.ipynb #cell-061
 def _check_parts(files: list[Path], split: str, of: str, numbers: set[int]):
     "Raises `ValueError` where a part is missing in a folder, or a file lies there that is no part."
     parent = files[0].parent
@@ -580,7 +581,7 @@ def _listed_sources(names) -> list[_Source]:
         return [_file_source(paths[0], paths[0].name)]
     return [_file_source(path, str(path)) for path in paths]
 
-
+# %% ../nbs/09_files.ipynb #cell-062
 def _matching_sources(pattern: str) -> tuple[list[_Source], list[str]]:
     "(sources of the files that fit a pattern, names of those that are packed copies of others)"
     paths = sorted({Path(name) for name in glob.glob(pattern, recursive=True)})
@@ -621,7 +622,8 @@ def _whole_sources(name_or_path) -> tuple[list[_Source], list[str]] | None:
         return _matching_sources(str(path))
     return None
 
-
+# %% ../nbs/09_files.ipynb #cell-063
+#| code-fold: true
 def _local_sources(name_or_path, splits: list) -> tuple[dict, list] | None:
     """({split: its sources}, names of files left out) of what is on this machine.
 
@@ -689,7 +691,6 @@ def _on_the_hub(name: str, split: str) -> Dataset:
         ) from e
 
 # %% ../nbs/09_files.ipynb #cell-019
-#| code-fold: true
 def _split_names(split: str) -> list[str]:
     "The names in 'train[:100]+test', each once."
     if not isinstance(split, str) or not split.strip():
@@ -710,7 +711,8 @@ def _parts(name_or_path, split: str, sizes: dict[str, int]) -> list:
         counts = ", ".join(f"{n} rows" for n in sizes.values())
         raise ValueError(f"{name_or_path}: split {split!r} of {counts}: {e}") from e
 
-
+# %% ../nbs/09_files.ipynb #cell-064
+#| code-fold: true
 def _rows_in_turn(sources: list[_Source]) -> Iterator:
     "(source, number, row) of one source after the other."
     for source in sources:

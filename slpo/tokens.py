@@ -63,7 +63,6 @@ def _plain_ids(text: str, tokenizer) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 # %% ../nbs/11_tokens.ipynb #cell-007
-#| code-fold: true
 def _write(
     messages: list,  # with every key they have
     tokenizer,  # with a chat template
@@ -124,7 +123,7 @@ def _ends(tokenizer) -> _Ends:
     turn = next((token for token in ids if after.startswith(token)), "")
     return _Ends(ids, turn, several, f"{template}\n{written}")
 
-
+# %% ../nbs/11_tokens.ipynb #cell-060
 def _until_end(text: str, ends: _Ends) -> tuple[str, str]:
     """(text up to the token that ends the turn, that token).
 
@@ -206,7 +205,7 @@ def _render(
     found += [(columns[i], "the chat template does not write 'tool_calls'") for i in unwritten]
     return before, texts, found, notes
 
-
+# %% ../nbs/11_tokens.ipynb #cell-061
 def _first_difference(a: str, b: str, around: int = 40) -> str:
     "Where two texts part, and how each goes on."
     at = _common([a, b])
@@ -307,7 +306,6 @@ def _at_least_one(ids: list[int], tokenizer) -> list[int]:
     return [tokenizer.eos_token_id if bos is None else bos]
 
 # %% ../nbs/11_tokens.ipynb #cell-045
-#| code-fold: true
 def encode_prompt(
     prompt,  # str, or a list of messages
     tokenizer,  # a Hugging Face tokenizer; with a chat template for messages
@@ -382,7 +380,7 @@ def _joint(
         n = max(n, min(_common(wholes), end))
     return wholes[0][:n], [whole[n:] for whole in wholes], changed
 
-
+# %% ../nbs/11_tokens.ipynb #cell-062
 def _meet_in_a_token(prompt: str, texts: list[str], tokenizer, edge: int = 32) -> bool:
     "Would prompt and a completion have other tokens where they meet, were the two one text?"
     tail = prompt[-edge:]
@@ -442,7 +440,7 @@ def _encode(
             found.append((column, wrong))
     return _at_least_one(prompt_ids, tokenizer), completion_ids, found, notes
 
-
+# %% ../nbs/11_tokens.ipynb #cell-063
 _TEMPLATED = (
     ": a text that a chat template wrote? "
     "Then give messages, lists of role and content, and the template writes them here"
@@ -500,7 +498,6 @@ def _overlap(completions: list) -> bool:
     return False
 
 # %% ../nbs/11_tokens.ipynb #cell-020
-#| code-fold: true
 def _group(
     index: int, prompt_ids=(), completion_ids=(), ranks=(), notes=(), problems: Iterable = ()
 ) -> dict:
@@ -516,7 +513,8 @@ def _group(
         "problems": [list(problem) for problem in problems],
     }
 
-
+# %% ../nbs/11_tokens.ipynb #cell-064
+#| code-fold: true
 def _fit(
     index: int,
     prompt_ids: list,
@@ -639,7 +637,8 @@ def _fit_ids(
         group["problems"].append([columns[-1], reason])
     return group | {"ref_logps": [float(x) for x in logps]}
 
-
+# %% ../nbs/11_tokens.ipynb #cell-065
+#| code-fold: true
 def _bad_ids(index: int, found: list, setup: _Setup) -> dict:
     "What stands for a row of token ids that are not valid."
     group = _group(index, problems=found)
@@ -700,7 +699,7 @@ def _check_logps(logps, n: int) -> list:
     reasons = dict.fromkeys(map(_wrong_logp, logps))
     return [("ref_logps", wrong) for wrong in reasons if wrong]
 
-
+# %% ../nbs/11_tokens.ipynb #cell-066
 def _from_group(row: dict, index: int, setup: _Setup) -> dict:
     "The group of a row that is one already, checked and cut as text is, best completion first."
     numbers = (row.get(ROW), row.get("row"))
@@ -761,7 +760,6 @@ def _count_notes(notes: Iterable[str]) -> dict[str, int]:
     return others | {most: total}
 
 # %% ../nbs/11_tokens.ipynb #cell-025
-#| code-fold: true
 def _check_call(dataset, tokenizer, words: dict, lengths: dict):
     "Raises `ValueError` for arguments that do not fit; `words`: {name: (value, what it may be)}."
     if not isinstance(dataset, (Dataset, IterableDataset)):
@@ -783,7 +781,8 @@ def _check_call(dataset, tokenizer, words: dict, lengths: dict):
             "a completion must say when it is over"
         )
 
-
+# %% ../nbs/11_tokens.ipynb #cell-067
+#| code-fold: true
 def _layout(columns: list[str], sft: bool) -> tuple[Callable, list[str], tuple[str, ...]]:
     "(the function that makes a group of a row, columns it needs, those of reference log-probs)"
     if "completion_ids" in columns:
@@ -864,7 +863,7 @@ def tokenize_preferences(
         return _tokenize_stream(dataset, make, setup, on_bad_rows)
     return _tokenize_table(dataset, make, setup, on_bad_rows, num_proc)
 
-
+# %% ../nbs/11_tokens.ipynb #cell-068
 def _known_rows(dataset) -> int:
     "How many rows are known to lack a column that is not there; of a stream, perhaps only one."
     if isinstance(dataset, IterableDataset):
@@ -872,7 +871,6 @@ def _known_rows(dataset) -> int:
     return len(dataset)
 
 # %% ../nbs/11_tokens.ipynb #cell-027
-#| code-fold: true
 _FEATURES = {
     "prompt_ids": [Value("int32")],
     "completion_ids": [[Value("int32")]],
@@ -885,7 +883,8 @@ _REPORT = {"notes": [Value("string")], "problems": [[Value("string")]]}
 def _group_features(refs: tuple[str, ...]) -> dict:
     return _FEATURES | {"ref_logps": [Value("float64")]} if refs else dict(_FEATURES)
 
-
+# %% ../nbs/11_tokens.ipynb #cell-069
+#| code-fold: true
 def _tokenize_table(
     dataset: Dataset, make: Callable, setup: _Setup, on_bad_rows: str, num_proc: int | None
 ) -> Dataset:
@@ -929,7 +928,6 @@ def _in_batches(columns: dict, indices: list, make: Callable, setup: _Setup) -> 
     return {name: [group[name] for group in groups] for name in groups[0]}
 
 # %% ../nbs/11_tokens.ipynb #cell-056
-#| code-fold: true
 def _with_clear_numbers(dataset):
     """A data set in which `ROW` and `WHERE`, if there, tell every row from every other.
 
@@ -993,7 +991,7 @@ class _StreamReport:
         if is_power_of_ten:
             _log_note(note, n, _limit(**self.setup.cut), f"up to row {index}: ")
 
-
+# %% ../nbs/11_tokens.ipynb #cell-070
 def _tokenize_stream(
     dataset: IterableDataset, make: Callable, setup: _Setup, on_bad_rows: str
 ) -> IterableDataset:
