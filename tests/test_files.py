@@ -1,4 +1,4 @@
-"""Which rows a path, a folder, a pattern and a split stand for, and messages where that is unclear."""
+"""Which rows a path, a folder, a pattern and a split stand for, and the messages of unclear ones."""
 
 import errno
 import gzip
