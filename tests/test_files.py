@@ -1,4 +1,4 @@
-"""Which rows a path, a folder, a pattern and a split stand for, and the messages of unclear ones."""
+"""Which rows a path, a folder, a pattern and a split stand for, and messages for unclear ones."""
 
 import errno
 import gzip
