@@ -4,19 +4,21 @@
 __all__ = ['logger', 'ROW', 'WHERE', 'Finding', 'BadRows']
 
 # %% ../nbs/09_files.ipynb #cell-002
-import logging
+#| code-fold: true
 import csv
 import glob
 import gzip
 import hashlib
 import json
+import logging
 import math
 import re
 import zlib
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset, ReadInstruction, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -25,46 +27,16 @@ from .world import preference_world
 
 logger = logging.getLogger("slpo")
 
-# %% ../nbs/09_files.ipynb #cell-003
-def _gone(x) -> bool:
-    return x is None or isinstance(x, float) and math.isnan(x)  # NaN is pandas' empty cell
-
-# %% ../nbs/09_files.ipynb #cell-004
-def _without_none(x):
-    "Dicts without the keys that hold None, at any depth: Arrow gives every dict of a column all keys of all of them."
-    if isinstance(x, dict):
-        return {k: _without_none(v) for k, v in x.items() if v is not None}
-    return [_without_none(y) for y in x] if isinstance(x, (list, tuple)) else x
-
-# %% ../nbs/09_files.ipynb #cell-005
-def _half_character(text: str) -> str:
-    "Where half a character stands in a text, or ''."
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        return f"half a character (the lone surrogate {text[e.start]!r}) at character {e.start + 1}"
-    return ""
-
-# %% ../nbs/09_files.ipynb #cell-006
-_REMEDY = {
-    "str": "load_preferences(path) reads files",
-    "PosixPath": "load_preferences(path) reads files",
-    "WindowsPath": "load_preferences(path) reads files",
-    "list": "datasets.Dataset.from_list(rows) makes one",
-    "tuple": "datasets.Dataset.from_list(list(rows)) makes one",
-    "dict": "datasets.Dataset.from_dict(columns) makes one",
-    "DataFrame": "datasets.Dataset.from_pandas(frame) makes one",
-    "DatasetDict": "give one of its splits, dataset['train'], say",
-    "IterableDatasetDict": "give one of its splits, dataset['train'], say",
-}
-
 # %% ../nbs/09_files.ipynb #cell-008
+#| code-fold: true
 ROW = "__slpo_row__"  # a column with the numbers that findings name, where rows were moved
 WHERE = "__slpo_where__"  # a column with file and line of a row, where there are several files
 
 
 class Finding(NamedTuple):
-    "What is wrong, and where: a 0-based row of the data set, a column, a reason; of several files, also which one, and where in it."
+    """What is wrong, and where: a 0-based row of the data set, a column, a reason.
+
+    Of several files, also which one, and where in it."""
 
     row: int
     column: str
@@ -80,9 +52,14 @@ class BadRows(ValueError):
     "Rows that cannot be trained on; `findings` has every one of them."
 
     def __init__(
-        self, findings: list, total: int, message: str = ""
-    ):  # a message of its own where one says more than all findings
-        self.findings, self.total, self.message = list(findings), total, message
+        self,
+        findings: Iterable,  # of `Finding`
+        total: int,  # rows that were looked at
+        message: str = "",  # of its own, where one says more than all findings
+    ):
+        self.findings = list(findings)
+        self.total = total
+        self.message = message
         advice = (
             "Fix these, or leave them out: on_bad_rows='drop' (for commands, --on_bad_rows drop)."
         )
@@ -93,231 +70,293 @@ class BadRows(ValueError):
     def __reduce__(self):
         return type(self), (self.findings, self.total, self.message)  # between processes
 
+# %% ../nbs/09_files.ipynb #cell-020
+#| code-fold: true
+def _report(findings: list, total: int, most: int = 10) -> str:
+    "How many rows are bad, the reasons with their counts, and the first findings one by one."
+    reasons = Counter(re.sub(r"\d+", "…", f.reason) for f in findings)
+    counts = ", ".join(f"{n} × {reason}" for reason, n in reasons.most_common())
+    bad = {f.row for f in findings}
+    lines = [f"{len(bad)} of {total} rows are bad ({counts}):"]
+    lines += [f"  {f}" for f in findings[:most]]
+    if len(findings) > most:
+        lines.append(f"  … and {len(findings) - most} more")
+    return "\n".join(lines)
 
-def _report(findings, total, most=10):
-    counts = ", ".join(
-        f"{n} × {reason}"
-        for reason, n in Counter(re.sub(r"\d+", "…", f.reason) for f in findings).most_common()
-    )
-    lines = [f"  {f}" for f in findings[:most]] + [f"  … and {len(findings) - most} more"] * (
-        len(findings) > most
-    )
-    return "\n".join(
-        [f"{len({f.row for f in findings})} of {total} rows are bad ({counts}):", *lines]
-    )
 
-
-def _settle(findings: list, total: int, on_bad_rows: str) -> set:
-    "The rows to leave out, after a report; raises `BadRows` unless told to drop, or when nothing would be left."
+def _check_on_bad_rows(on_bad_rows: str):
     if on_bad_rows not in ("raise", "drop"):
         raise ValueError(f"argument 'on_bad_rows': {on_bad_rows!r} is not 'raise' or 'drop'")
+
+
+def _rows_to_drop(findings: list, total: int, on_bad_rows: str) -> set:
+    """The numbers of bad rows, after a report.
+
+    Raises `BadRows` unless told to drop, or when no row would be left."""
+    _check_on_bad_rows(on_bad_rows)
+    if not findings:
+        return set()
     bad = {f.row for f in findings}
-    if findings and (on_bad_rows == "raise" or len(bad) == total):
+    if on_bad_rows == "raise" or len(bad) == total:
         raise BadRows(findings, total)
-    if findings:
-        logger.warning("dropped: %s", _report(findings, total))
+    logger.warning("dropped: %s", _report(findings, total))
     return bad
 
+# %% ../nbs/09_files.ipynb #cell-003
+#| code-fold: true
+def _is_missing(x) -> bool:
+    "None, or NaN, which is pandas' empty cell."
+    return x is None or (isinstance(x, float) and math.isnan(x))
+
+
+def _without_none(x):
+    """Dicts without the keys that hold None, at any depth.
+
+    Arrow gives every dict of a column all keys of all of them."""
+    if isinstance(x, dict):
+        return {k: _without_none(v) for k, v in x.items() if v is not None}
+    if isinstance(x, (list, tuple)):
+        return [_without_none(y) for y in x]
+    return x
+
+
+def _half_character(text: str) -> str:
+    "Where half a character stands in a text, or ''."
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        return f"half a character (the lone surrogate {text[e.start]!r}) at character {e.start + 1}"
+    return ""
+
 # %% ../nbs/09_files.ipynb #cell-010
-_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-_POINTER = b"version https://git-lfs.github.com/spec"
-
-
-def _ending(name: str) -> str:
-    "Which of the endings a file's name has, in any case, or ''."
-    return next((e for e in _ENDINGS if name.lower().endswith(e)), "")
-
-
-class _Twice(ValueError):
+#| code-fold: true
+class _RepeatedKey(ValueError):
     "A JSON object with the same key twice: one of two values would be lost."
 
 
-def _once(pairs: list) -> dict:
+def _object(pairs: list) -> dict:
+    "A JSON object, of which every key stands once. Raises `_RepeatedKey`."
     row = dict(pairs)
     if len(row) == len(pairs):
         return row
-    twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-    raise _Twice(f"the key {twice!r} stands twice in one object: leave one of them out")
+    counts = Counter(key for key, _ in pairs)
+    twice = next(key for key, n in counts.items() if n > 1)
+    raise _RepeatedKey(f"the key {twice!r} stands twice in one object: leave one of them out")
 
 
-def _loads(text: str):
-    return json.loads(text, object_pairs_hook=_once)
+def _open(path: Path):
+    "A file, unpacked where its name says that it is packed."
+    if path.name.lower().endswith(".gz"):
+        return gzip.open(path, "rb")
+    return open(path, "rb")
 
 
-def _json_lines(path: Path, name: str):
-    "(1-based line, row) of a file of JSON lines, perhaps zipped."
+def _numbered_lines(path: Path, name: str) -> Iterator:
+    "(1-based line, its bytes) of a file, perhaps packed."
     number = 0
-
-    def stop(why):
-        raise ValueError(f"{name}: line {number}: {why}")
-
-    def lines(file):
+    with _open(path) as file:
         try:
-            yield from enumerate(file, 1)
+            for number, line in enumerate(file, 1):
+                yield number, line
         except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-            raise ValueError(f"{name}: after line {number}: broken gzip data ({e})")
+            raise ValueError(f"{name}: after line {number}: broken gzip data ({e})") from e
 
-    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-        for number, line in lines(file):
-            if not line.strip():
-                continue
-            try:
-                row = _loads(
-                    line.decode("utf-8-sig" if number == 1 else "utf-8")
-                )  # Windows begins a file with a mark
-            except _Twice as e:
-                stop(e)
-            except UnicodeDecodeError as e:
-                stop(f"not UTF-8 (byte {e.start + 1} of the line)")
-            except json.JSONDecodeError as e:
-                stop(f"not JSON ({e.msg} at column {e.colno})")
-            except (ValueError, RecursionError) as e:
-                stop(f"not JSON that can be read ({e})")  # a number of 5,000 digits, 1,000 brackets
-            if not isinstance(row, dict):
-                stop(f"expected a JSON object, got {type(row).__name__}")
-            yield number, row
+# %% ../nbs/09_files.ipynb #cell-024
+#| code-fold: true
+def _parse_line(line: bytes, encoding: str) -> dict:
+    "A line of JSON. Raises `ValueError` for anything that is not an object."
+    try:
+        row = json.loads(line.decode(encoding), object_pairs_hook=_object)
+    except _RepeatedKey:
+        raise
+    except UnicodeDecodeError as e:
+        raise ValueError(f"not UTF-8 (byte {e.start + 1} of the line)") from e
+    except json.JSONDecodeError as e:
+        raise ValueError(f"not JSON ({e.msg} at column {e.colno})") from e
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits, 1,000 brackets
+        raise ValueError(f"not JSON that can be read ({e})") from e
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, got {type(row).__name__}")
+    return row
 
 
-def _read_jsonl(path: Path):
-    "Rows of a .jsonl or .jsonl.gz file. Raises `ValueError` with file and 1-based line for anything that is not a JSON object."
+def _json_lines(path: Path, name: str) -> Iterator:
+    "(1-based line, row) of a file of JSON lines, perhaps packed."
+    for number, line in _numbered_lines(path, name):
+        if not line.strip():
+            continue
+        encoding = "utf-8-sig" if number == 1 else "utf-8"  # Windows begins a file with a mark
+        try:
+            row = _parse_line(line, encoding)
+        except ValueError as e:
+            raise ValueError(f"{name}: line {number}: {e}") from e
+        yield number, row
+
+
+def _read_jsonl(path: Path) -> Iterator:
+    """Rows of a .jsonl or .jsonl.gz file.
+
+    Raises `ValueError` with file and 1-based line for anything that is not a JSON object."""
     for _, row in _json_lines(path, path.name):
         yield row
 
 # %% ../nbs/09_files.ipynb #cell-011
+#| code-fold: true
 def _whole_elements(text: str) -> int:
     "How many elements of a JSON array, from its first, can be read."
-    decoder, n = json.JSONDecoder(object_pairs_hook=_once), 0
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    between = re.compile(r"[\s,]*")
     at = text.index("[") + 1
+    n = 0
     while True:
+        gap = between.match(text, at)
+        assert gap is not None  # it fits an empty text, too
         try:
-            _, at = decoder.raw_decode(text, re.compile(r"[\s,]*").match(text, at).end())
+            _, at = decoder.raw_decode(text, gap.end())
         except ValueError:
             return n
         n += 1
 
 
-def _json_array(path: Path, name: str):
-    "(index, row) of a file that is one JSON array of objects."
+def _parse_array(path: Path, name: str) -> list:
+    "A file that is one JSON array. Raises `ValueError` with the place where it is broken."
     text = ""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        rows = _loads(text)
-    except _Twice as e:
-        raise ValueError(f"{name}: element {_whole_elements(text)} of the array: {e}")
+        return json.loads(text, object_pairs_hook=_object)
+    except _RepeatedKey as e:
+        at = _whole_elements(text)
+        raise ValueError(f"{name}: element {at} of the array: {e}") from e
     except UnicodeDecodeError as e:
-        raise ValueError(f"{name}: not UTF-8 (byte {e.start + 1})")
+        raise ValueError(f"{name}: not UTF-8 (byte {e.start + 1})") from e
     except json.JSONDecodeError as e:
-        raise ValueError(f"{name}: not JSON ({e.msg} at line {e.lineno}, column {e.colno})")
+        raise ValueError(f"{name}: not JSON ({e.msg} at line {e.lineno}, column {e.colno})") from e
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{name}: not JSON that can be read ({e})")
-    for i, row in enumerate(rows):
+        raise ValueError(f"{name}: not JSON that can be read ({e})") from e
+
+
+def _json_array(path: Path, name: str) -> Iterator:
+    "(index, row) of a file that is one JSON array of objects."
+    for i, row in enumerate(_parse_array(path, name)):
         if not isinstance(row, dict):
+            kind = type(row).__name__
             raise ValueError(
-                f"{name}: element {i} of the array: expected a JSON object, got {type(row).__name__}"
+                f"{name}: element {i} of the array: expected a JSON object, got {kind}"
             )
         yield i, row
 
-
-def _csv_lines(path: Path, name: str):
+# %% ../nbs/09_files.ipynb #cell-028
+#| code-fold: true
+def _csv_lines(path: Path, name: str) -> Iterator:
     "(1-based line, row) of a .csv file with a header; every cell is text, an empty one is missing."
     csv.field_size_limit(2**31 - 1)  # the default is too short for a dialogue
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
-            twice = [column for column, n in Counter(reader.fieldnames or []).items() if n > 1]
-            if twice:
-                raise ValueError(
-                    f"{name}: line 1: the column {twice[0]!r} stands twice: call one of them otherwise"
-                )
-            for row in reader:
-                if None in row:
-                    raise ValueError(
-                        f"{name}: line {reader.line_num}: more cells than the header has names"
-                    )
-                yield reader.line_num, {column: cell or None for column, cell in row.items()}
+            yield from _csv_rows(reader, name)
         except UnicodeDecodeError as e:
-            raise ValueError(f"{name}: after line {reader.line_num}: not UTF-8 ({e.reason})")
+            raise ValueError(f"{name}: after line {reader.line_num}: not UTF-8 ({e.reason})") from e
         except csv.Error as e:
-            raise ValueError(f"{name}: line {reader.line_num}: not CSV that can be read ({e})")
+            line = reader.line_num
+            raise ValueError(f"{name}: line {line}: not CSV that can be read ({e})") from e
 
 
-def _parquet_rows(path: Path, name: str):
-    "(index, row) of a .parquet file."
+def _csv_rows(reader: csv.DictReader, name: str) -> Iterator:
+    "(1-based line, row) as the reader gives them. Raises `ValueError` for cells without a name."
+    counts = Counter(reader.fieldnames or [])
+    twice = [column for column, n in counts.items() if n > 1]
+    if twice:
+        raise ValueError(
+            f"{name}: line 1: the column {twice[0]!r} stands twice: call one of them otherwise"
+        )
+    for row in reader:
+        line = reader.line_num
+        if None in row:
+            raise ValueError(f"{name}: line {line}: more cells than the header has names")
+        yield line, {column: cell or None for column, cell in row.items()}
+
+
+def _parquet_rows(path: Path, name: str) -> Iterator:
+    "(index, row) of a .parquet file; as a stream, so that nothing is written."
+    files = glob.escape(str(path))
     try:
         yield from enumerate(
-            load_dataset(
-                "parquet", data_files=glob.escape(str(path)), split="train", streaming=True
-            )
-        )  # nothing is written
+            load_dataset("parquet", data_files=files, split="train", streaming=True)
+        )
     except (ValueError, OSError, DatasetGenerationError) as e:
-        raise ValueError(f"{name}: not a Parquet file that can be read ({e.__cause__ or e})") from e
+        why = e.__cause__ or e
+        raise ValueError(f"{name}: not a Parquet file that can be read ({why})") from e
 
 # %% ../nbs/09_files.ipynb #cell-012
-def _rows_of(path: Path, name: str = None):
-    "(number, row) of a file's rows; the number is that of a line, or of a row where there are none."
-    name = name or path.name
+#| code-fold: true
+_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+_READERS: dict[str, Callable] = {
+    ".json": _json_array,
+    ".csv": _csv_lines,
+    ".parquet": _parquet_rows,
+}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec"
+
+
+def _ending(name: str) -> str:
+    "Which of the endings a file's name has, in any case, or ''."
+    return next((ending for ending in _ENDINGS if name.lower().endswith(ending)), "")
+
+
+def _numbered_rows(path: Path, name: str) -> Iterator:
+    "(number, row) of a file's rows: the number of a line, or of a row where there are no lines."
     with open(path, "rb") as file:
-        start = file.read(len(_POINTER) + 64)
-    if start.startswith(_POINTER):
+        start = file.read(len(_LFS_POINTER) + 64)
+    if start.startswith(_LFS_POINTER):
         raise ValueError(f"{name}: a Git LFS pointer, not the data: fetch them with git lfs pull")
     ending = _ending(path.name)
-    if ending == ".json" and start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
-        ending = ".jsonl"  # often called so
-    read = {".json": _json_array, ".csv": _csv_lines, ".parquet": _parquet_rows}.get(
-        ending, _json_lines
-    )
+    is_array = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    if ending == ".json" and not is_array:
+        ending = ".jsonl"
+    read = _READERS.get(ending, _json_lines)
     return read(path, name)
 
-
-def _unit(path: Path) -> str:
-    "What the numbers of `_rows_of` count."
-    return "row" if _ending(path.name) in (".json", ".parquet") else "line"
-
 # %% ../nbs/09_files.ipynb #cell-014
+#| code-fold: true
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-_PART = r"[-_.](?:(?:part|shard|chunk)[-_.]?)?(?P<number>\d+)(?:[-_.]of[-_.](?P<of>\d+))?(?:-[0-9a-f]{8,})?"
+_PART = (
+    r"[-_.](?:(?:part|shard|chunk)[-_.]?)?(?P<number>\d+)"
+    r"(?:[-_.]of[-_.](?P<of>\d+))?(?:-[0-9a-f]{8,})?"
+)
 _BACKUP = r".*(?:[-_. ](?:old|orig|original|bak|backup|copy|tmp|checkpoint)[-_. ]?\d*|\(\d+\)|~)"
 
 
 def _stem(file: Path) -> str:
-    return file.name[: -len(_ending(file.name))]
+    "A file's name without its ending."
+    return file.name[: len(file.name) - len(_ending(file.name))]
 
 
-def _find_files(folder: Path, split: str) -> tuple:
-    "(files of a split, other files that could be data), each sorted by path. Raises `ValueError` where files seem to hold the same rows."
-
-    def is_shown(file):
-        return not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
-
-    def belongs(file):
-        if re.fullmatch(re.escape(split) + f"(?:{_PART})?", _stem(file)):
-            return True
-        other = any(
-            re.fullmatch(re.escape(name) + f"(?:{_PART})?", _stem(file))
-            for name in _SPLITS
-            if name != split
-        )
-        return (
-            split in file.relative_to(folder).parts[:-1]
-            and not other
-            and not re.fullmatch(_BACKUP, _stem(file), re.IGNORECASE)
-        )
-
-    named = sorted(f for f in folder.rglob("*") if _ending(f.name) and is_shown(f))
-    for file in named:
-        if belongs(file) and file.is_symlink() and not file.exists():
-            raise _no_file(file)
-    files = [f for f in named if f.is_file()]
-    chosen = _without_copies([f for f in files if belongs(f)])
-    _check_doubles(folder, chosen, split)
-    return chosen, [f for f in files if f not in set(chosen)]
+def _called(split: str, file: Path) -> re.Match | None:
+    "Is a file called after a split, or a part of it? The match has its `number` and `of` how many."
+    return re.fullmatch(re.escape(split) + f"(?:{_PART})?", _stem(file))
 
 
+def _belongs(file: Path, folder: Path, split: str) -> bool:
+    "Is a file of the folder one of the split: by its own name, or by that of a folder it lies in?"
+    if _called(split, file):
+        return True
+    if split not in file.relative_to(folder).parts[:-1]:
+        return False
+    if any(_called(other, file) for other in _SPLITS if other != split):
+        return False
+    return not re.fullmatch(_BACKUP, _stem(file), re.IGNORECASE)
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+
+# %% ../nbs/09_files.ipynb #cell-032
+#| code-fold: true
 def _content(file: Path) -> str:
     "A hash of what a file holds once it is unpacked; of its name where that cannot be read."
     digest = hashlib.sha256()
     try:
-        with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as opened:
+        with _open(file) as opened:
             while block := opened.read(2**20):
                 digest.update(block)
     except (OSError, EOFError, zlib.error):
@@ -325,129 +364,188 @@ def _content(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _without_copies(files: list) -> list:
-    "Files of which none is another one, packed: train.jsonl and its train.jsonl.gz are one file."
-    kept = {}
-    for file in files:
-        same = kept.setdefault((file.parent, _stem(file)), [])
-        if not same or _content(file) not in map(_content, same):
-            same.append(file)
-    return [file for file in files if file in kept[file.parent, _stem(file)]]
-
-# %% ../nbs/09_files.ipynb #cell-015
-def _check_twins(files: list, where, name):
-    "Raises `ValueError` where two files differ in their endings alone; `name` says what a file is called."
-    groups = {}
+def _by_stem(files: Iterable[Path]) -> dict[tuple[Path, str], list[Path]]:
+    "Files that differ in their endings alone, together."
+    groups: dict[tuple[Path, str], list[Path]] = {}
     for file in files:
         groups.setdefault((file.parent, _stem(file)), []).append(file)
-    for same in groups.values():
+    return groups
+
+
+def _without_copies(files: list[Path]) -> list[Path]:
+    "Files of which none is another one, packed: train.jsonl and its train.jsonl.gz are one file."
+    copies = set()
+    for group in _by_stem(files).values():
+        if len(group) == 1:
+            continue
+        contents = set()
+        for file in group:
+            content = _content(file)
+            if content in contents:
+                copies.add(file)
+            contents.add(content)
+    return [file for file in files if file not in copies]
+
+# %% ../nbs/09_files.ipynb #cell-060
+def _find_files(folder: Path, split: str) -> tuple[list[Path], list[Path]]:
+    """(files of a split, other files that could be data), each sorted by path.
+
+    Raises `ValueError` where files seem to hold the same rows."""
+    shown = sorted(f for f in folder.rglob("*") if _ending(f.name) and not _is_hidden(f, folder))
+    for file in shown:
+        if _belongs(file, folder, split) and file.is_symlink() and not file.exists():
+            raise _not_found(file)
+    files = [file for file in shown if file.is_file()]
+    chosen = _without_copies([file for file in files if _belongs(file, folder, split)])
+    _check_doubles(folder, chosen, split)
+    return chosen, [file for file in files if file not in set(chosen)]
+
+# %% ../nbs/09_files.ipynb #cell-015
+#| code-fold: true
+def _check_twins(files: list[Path], where, name: Callable[[Path], str]):
+    """Raises `ValueError` where two files differ in their endings alone.
+
+    `name` says what a file is called."""
+    for same in _by_stem(files).values():
         if len(same) == 1:
             continue
         names = " and ".join(map(name, same))
         raise ValueError(
-            f"{where}: {names} seem to hold the same rows: give the path of one, or take the others away"
+            f"{where}: {names} seem to hold the same rows: "
+            "give the path of one, or take the others away"
         )
 
 
-def _check_doubles(folder: Path, files: list, split: str):
-    "Raises `ValueError` where two files of a split seem to hold the same rows, or where one of several parts is missing."
+def _check_doubles(folder: Path, files: list[Path], split: str):
+    """Raises `ValueError` where two files of a split seem to hold the same rows.
 
-    def names(several):
-        return " and ".join(str(f.relative_to(folder)) for f in several)
-
+    So it does where one of several parts is missing."""
     _check_twins(files, folder, lambda file: str(file.relative_to(folder)))
-    parts = {}
+    parts: dict[tuple[Path, str], set[int]] = {}
     for file in files:
-        match = re.fullmatch(re.escape(split) + f"(?:{_PART})?", _stem(file))
-        whole = match and not match["number"]
+        match = _called(split, file)
+        if match is None:
+            continue
         inside = [f for f in files if file.parent / split in f.parents]
-        if whole and inside:
+        if inside and not match["number"]:
+            names = f"{file.relative_to(folder)} and {inside[0].relative_to(folder)}"
             raise ValueError(
-                f"{folder}: {names([file, inside[0]])} are both called {split}: give the path of one, or a list of files"
+                f"{folder}: {names} are both called {split}: "
+                "give the path of one, or a list of files"
             )
-        if match and match["of"]:
+        if match["of"]:
             parts.setdefault((file.parent, match["of"]), set()).add(int(match["number"]))
     for (parent, of), numbers in parts.items():
-        if missing := sorted(set(range(min(numbers), min(numbers) + int(of))) - numbers):
-            raise ValueError(
-                f"{parent}: {len(numbers)} of {of} parts of {split} are there; the first that is missing is number {missing[0]}"
-            )
-        beside = [f for f in files if f.parent == parent and f"-of-{of}" not in _stem(f)]
-        if beside:
-            raise ValueError(
-                f"{parent}: {beside[0].name} lies beside {of} numbered parts of {split}: give the path of one, or a list of files"
-            )
+        _check_parts([f for f in files if f.parent == parent], split, of, numbers)
+
+# %% ../nbs/09_files.ipynb #cell-061
+def _check_parts(files: list[Path], split: str, of: str, numbers: set[int]):
+    "Raises `ValueError` where a part is missing in a folder, or a file lies there that is no part."
+    parent = files[0].parent
+    first = min(numbers)
+    missing = sorted(set(range(first, first + int(of))) - numbers)
+    if missing:
+        raise ValueError(
+            f"{parent}: {len(numbers)} of {of} parts of {split} are there; "
+            f"the first that is missing is number {missing[0]}"
+        )
+    others = [f for f in files if f"-of-{of}" not in _stem(f)]
+    if others:
+        raise ValueError(
+            f"{parent}: {others[0].name} lies beside {of} numbered parts of {split}: "
+            "give the path of one, or a list of files"
+        )
 
 # %% ../nbs/09_files.ipynb #cell-016
+#| code-fold: true
 class _Source(NamedTuple):
-    "Rows that lie together: what messages call them, what their numbers count, and a function that returns (number, row) pairs."
+    "Rows that lie together."
 
-    name: str
-    unit: str
-    read: object
+    name: str  # what messages call them
+    unit: str  # what their numbers count: "line" | "row"
+    read: Callable[[], Iterable]  # gives (number, row), each time from the first
 
     def place(self, number: int) -> str:
         return f"{self.name} {self.unit} {number}"
 
 
-def _file_source(path: Path, name: str = None) -> _Source:
-    name = name or path.name
-    if not _ending(path.name):
+def _file_source(path: Path, name: str) -> _Source:
+    "A file. Raises `ValueError` where its name does not say how to read it."
+    ending = _ending(path.name)
+    if not ending:
         raise ValueError(
-            f"{name}: expected a file that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}; pandas and datasets write each of them (to_parquet, say)"
+            f"{name}: expected a file that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}; "
+            "pandas and datasets write each of them (to_parquet, say)"
         )
-    return _Source(name, _unit(path), lambda: _rows_of(path, name))
+    unit = "row" if ending in (".json", ".parquet") else "line"
+    return _Source(name, unit, lambda: _numbered_rows(path, name))
 
 
-def _folder_sources(folder: Path, split: str) -> tuple:
+def _folder_sources(folder: Path, split: str) -> tuple[list[_Source], list[str]]:
     "(sources of a split of a folder, names of other files in it)"
     if (folder / "dataset_dict.json").is_file():
         splits = load_from_disk(str(folder))
         if split not in splits:
             raise ValueError(f"{folder} has no split {split!r}, but {', '.join(splits)}")
         return [_Source(split, "row", lambda: enumerate(splits[split]))], []
-    files, others = _find_files(folder, split)
+    files, other_files = _find_files(folder, split)
+    others = [str(f.relative_to(folder)) for f in other_files]
     if not files:
-        there = (
-            ", ".join(str(f.relative_to(folder)) for f in others[:6])
-            or "no file that could be data"
-        )
+        there = ", ".join(others[:6]) or "no file that could be data"
         raise FileNotFoundError(
-            f"{folder}: no {split}.jsonl, nor any other file of the split {split!r} ({', '.join(_ENDINGS)}; parts as {split}-0001.jsonl or {split}/0001.jsonl). There is: {there}"
+            f"{folder}: no {split}.jsonl, nor any other file of the split {split!r} "
+            f"({', '.join(_ENDINGS)}; parts as {split}-0001.jsonl or {split}/0001.jsonl). "
+            f"There is: {there}"
         )
-    return [
-        _file_source(f, str(f.relative_to(folder)) if len(files) > 1 else f.name) for f in files
-    ], [str(f.relative_to(folder)) for f in others]
+    if len(files) == 1:
+        return [_file_source(files[0], files[0].name)], others
+    return [_file_source(f, str(f.relative_to(folder))) for f in files], others
+
+# %% ../nbs/09_files.ipynb #cell-006
+#| code-fold: true
+# what makes a data set of something else
+_REMEDY = {
+    "str": "load_preferences(path) reads files",
+    "PosixPath": "load_preferences(path) reads files",
+    "WindowsPath": "load_preferences(path) reads files",
+    "list": "datasets.Dataset.from_list(rows) makes one",
+    "tuple": "datasets.Dataset.from_list(list(rows)) makes one",
+    "dict": "datasets.Dataset.from_dict(columns) makes one",
+    "DataFrame": "datasets.Dataset.from_pandas(frame) makes one",
+    "DatasetDict": "give one of its splits, dataset['train'], say",
+    "IterableDatasetDict": "give one of its splits, dataset['train'], say",
+}
 
 
 def _not_a_path(given) -> ValueError:
     "Says that rows in memory need no loading, and what makes a data set of them."
-    start = "argument 'name_or_path': expected a path, a list of paths or a hub id, got"
+    kind = type(given).__name__
+    remedy = _REMEDY.get(kind)
     if isinstance(given, (list, tuple)):
         other = next(x for x in given if not isinstance(x, (str, Path)))
-        start, remedy = (
-            f"{start} a {type(given).__name__} of {type(other).__name__}",
-            isinstance(other, dict) and _REMEDY[type(given).__name__],
-        )
-    else:
-        start, remedy = f"{start} {type(given).__name__}", _REMEDY.get(type(given).__name__)
+        if not isinstance(other, dict):
+            remedy = None
+        kind = f"a {kind} of {type(other).__name__}"
+    start = f"argument 'name_or_path': expected a path, a list of paths or a hub id, got {kind}"
     if not remedy and not isinstance(given, (Dataset, IterableDataset)):
         return ValueError(start)
     rest = f" ({remedy})" if remedy else ""
     return ValueError(
-        f"{start}: rows in memory need no loading, SLPOTrainer and tokenize_preferences take them as a datasets.Dataset{rest}"
+        f"{start}: rows in memory need no loading, SLPOTrainer and tokenize_preferences "
+        f"take them as a datasets.Dataset{rest}"
     )
 
 
-def _no_file(path: Path) -> FileNotFoundError:
+def _not_found(path: Path) -> FileNotFoundError:
     "What a name stands for that is not a file."
     if path.is_symlink():
         return FileNotFoundError(f"{path}: a link to nothing ({path.readlink()} is not there)")
     return FileNotFoundError(f"{path}: no such file (looked for {path.absolute()})")
 
 # %% ../nbs/09_files.ipynb #cell-017
-def _listed_sources(names) -> list:
-    "Sources of a list of files, none of which is there twice."
+#| code-fold: true
+def _check_listed(names):
+    "Raises for what is not a list of files that are there."
     if not names:
         raise ValueError("an empty list of files")
     for name in names:
@@ -457,87 +555,127 @@ def _listed_sources(names) -> list:
             raise ValueError(
                 "argument 'name_or_path': the name is empty: a list of files has a name for each"
             )
-    paths = [Path(name).expanduser() for name in names]
-    for path in paths:
+    for name in names:
+        path = Path(name).expanduser()
         if path.is_dir():
             raise ValueError(
                 f"{path} is a folder: a list has files; give the files in it, or one folder alone"
             )
         if not path.is_file():
-            raise _no_file(path)
-    seen = {}
+            raise _not_found(path)
+
+
+def _listed_sources(names) -> list[_Source]:
+    "Sources of a list of files, none of which is there twice."
+    _check_listed(names)
+    paths = [Path(name).expanduser() for name in names]
+    seen: dict[Path, Path] = {}
     for path in paths:
         other = seen.setdefault(path.resolve(), path)
         if other is not path:
             raise ValueError(
-                f"{other} and {path} are the same file, and its rows would count twice: name it once"
+                f"{other} and {path} are the same file, and its rows would count twice: "
+                "name it once"
             )
-    return [_file_source(p, str(p) if len(paths) > 1 else p.name) for p in paths]
+    if len(paths) == 1:
+        return [_file_source(paths[0], paths[0].name)]
+    return [_file_source(path, str(path)) for path in paths]
 
-
-def _matching_sources(pattern: str) -> tuple:
+# %% ../nbs/09_files.ipynb #cell-062
+def _matching_sources(pattern: str) -> tuple[list[_Source], list[str]]:
     "(sources of the files that fit a pattern, names of those that are packed copies of others)"
-    found = sorted({Path(p) for p in glob.glob(pattern, recursive=True)})
-    for path in found:
+    paths = sorted({Path(name) for name in glob.glob(pattern, recursive=True)})
+    for path in paths:
         if path.is_symlink() and not path.exists():
-            raise _no_file(path)
-    found = [p for p in found if p.is_file()]
+            raise _not_found(path)
+    found = [path for path in paths if path.is_file()]
     if not found:
         raise FileNotFoundError(
-            f"{pattern}: no such file, and no file that fits this pattern (looked in {Path().absolute()})"
+            f"{pattern}: no such file, and no file that fits this pattern "
+            f"(looked in {Path().absolute()})"
         )
     files = _without_copies(found)
     _check_twins(files, pattern, str)
-    return _listed_sources(files), [str(p) for p in found if p not in files]
+    return _listed_sources(files), [str(path) for path in found if path not in files]
 
+# %% ../nbs/09_files.ipynb #cell-038
+#| code-fold: true
+def _whole_sources(name_or_path) -> tuple[list[_Source], list[str]] | None:
+    """(sources, names left out) of what has no splits: a file, several, or a data set on disk.
 
-def _whole_sources(name_or_path) -> tuple:
-    "(sources, names left out) of what has no splits: a file, several, or a data set on disk; None: it has some, or is not here."
+    None: it has some, or is not here."""
     if isinstance(name_or_path, (list, tuple)):
         return _listed_sources(name_or_path), []
     if not str(name_or_path).strip():
         raise ValueError(
-            "argument 'name_or_path': the name is empty: give a file, a folder ('.' is this one), a hub id, or 'world'"
+            "argument 'name_or_path': the name is empty: "
+            "give a file, a folder ('.' is this one), a hub id, or 'world'"
         )
     path = Path(name_or_path).expanduser()
     if path.is_file():
-        return [_file_source(path)], []
+        return [_file_source(path, path.name)], []
     if path.is_symlink() and not path.exists():
-        raise _no_file(path)
+        raise _not_found(path)
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return [_Source(path.name, "row", lambda: enumerate(load_from_disk(str(path))))], []
     if not path.exists() and glob.has_magic(str(path)):
         return _matching_sources(str(path))
     return None
 
+# %% ../nbs/09_files.ipynb #cell-063
+#| code-fold: true
+def _local_sources(name_or_path, splits: list) -> tuple[dict, list] | None:
+    """({split: its sources}, names of files left out) of what is on this machine.
+
+    None: nothing of that name is here. Raises `ValueError` for a split that is not there."""
+    if str(name_or_path) == "world":
+        return {split: [_world_source(split)] for split in splits}, []
+    whole = _whole_sources(name_or_path)
+    if whole is not None:
+        sources, left_out = whole
+        others = [repr(split) for split in splits if split != "train"]
+        if others:
+            raise ValueError(
+                f"{name_or_path} has no splits, so there is no {' or '.join(others)}: "
+                "it is 'train', or a part of it: 'train[:100]', 'train[10%:]'"
+            )
+        return {"train": sources}, left_out
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        return None
+    found = {split: _folder_sources(folder, split) for split in splits}
+    unread = set.intersection(*(set(others) for _, others in found.values()))
+    return {split: sources for split, (sources, _) in found.items()}, sorted(unread)
+
+
+def _world_source(split: str) -> _Source:
+    rows = preference_world(split=split)
+    return _Source("the built-in world", "row", lambda: enumerate(rows))
+
 # %% ../nbs/09_files.ipynb #cell-018
-def _split_names(split: str) -> list:
-    "The names in 'train[:100]+test', each once."
-    if not isinstance(split, str) or not split.strip():
-        raise ValueError(
-            f"argument 'split': expected a name such as 'train' or 'train[:100]', got {split!r}"
-        )
-    return list(dict.fromkeys(part.split("[")[0].strip() for part in split.split("+")))
+#| code-fold: true
+_NOT_HUB_IDS = (
+    ".json",
+    ".jsonl",
+    ".gz",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+    ".txt",
+    ".zip",
+    ".xlsx",
+)
 
 
 def _on_the_hub(name: str, split: str) -> Dataset:
-    "A data set of the hub. Raises `FileNotFoundError` for what can only be a path, or is neither there nor here."
-    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", name) and not Path(
-        name
-    ).suffix.lower() in (
-        ".json",
-        ".jsonl",
-        ".gz",
-        ".csv",
-        ".tsv",
-        ".parquet",
-        ".arrow",
-        ".txt",
-        ".zip",
-        ".xlsx",
-    )
-    here = f"{name}: no such file or folder (looked for {Path(name).expanduser().absolute()})"
-    if not is_id:
+    """A data set of the hub.
+
+    Raises `FileNotFoundError` for what can only be a path, or is neither there nor here."""
+    path = Path(name)
+    here = f"{name}: no such file or folder (looked for {path.expanduser().absolute()})"
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", name)
+    if not is_id or path.suffix.lower() in _NOT_HUB_IDS:
         raise FileNotFoundError(here)
     try:
         return load_dataset(name, split=split)
@@ -552,53 +690,55 @@ def _on_the_hub(name: str, split: str) -> Dataset:
             f"{here}, and huggingface.co, where a data set may have that name, cannot be reached"
         ) from e
 
-
-def _row_reader(name_or_path, split: str) -> tuple:
-    "(a function that returns an iterator over (source, number, row) each time from the first, sources, names of files that were left out)"
-    names, left_out = _split_names(split), []
-    whole = None if str(name_or_path) == "world" else _whole_sources(name_or_path)
-    if whole:
-        if names != ["train"]:
-            raise ValueError(
-                f"{name_or_path} has no splits, so there is no {' or '.join(repr(n) for n in names if n != 'train')}: it is 'train', or a part of it: 'train[:100]', 'train[10%:]'"
-            )
-        sources, left_out = {"train": whole[0]}, whole[1]
-    elif str(name_or_path) == "world":
-        worlds = {name: preference_world(split=name) for name in names}
-        sources = {
-            name: [_Source("the built-in world", "row", lambda rows=rows: enumerate(rows))]
-            for name, rows in worlds.items()
-        }
-    elif Path(name_or_path).expanduser().is_dir():
-        found = {name: _folder_sources(Path(name_or_path).expanduser(), name) for name in names}
-        sources = {name: files for name, (files, _) in found.items()}
-        left_out = sorted(set.intersection(*(set(others) for _, others in found.values())))
-    else:
-        dataset = _on_the_hub(str(name_or_path), split)
-        source = _Source(str(name_or_path), "row", lambda: enumerate(dataset))
-        return lambda: ((source, i, row) for i, row in enumerate(dataset)), [source], []
-
-    def all_of(name):
-        return ((source, number, row) for source in sources[name] for number, row in source.read())
-
-    several = [source for part in sources.values() for source in part]
-    if split == names[0]:
-        return lambda: all_of(split), several, left_out
-    parts = _parts(name_or_path, split, {name: sum(1 for _ in all_of(name)) for name in names})
-    return (
-        lambda: (
-            row for part in parts for row in islice(all_of(part.splitname), part.from_, part.to)
-        ),
-        several,
-        left_out,
-    )
-
 # %% ../nbs/09_files.ipynb #cell-019
-def _parts(name_or_path, split: str, sizes: dict) -> list:
-    "What a split such as 'train[10%:20%]' means for splits of these sizes, with `splitname`, `from_` and `to`."
+def _split_names(split: str) -> list[str]:
+    "The names in 'train[:100]+test', each once."
+    if not isinstance(split, str) or not split.strip():
+        raise ValueError(
+            f"argument 'split': expected a name such as 'train' or 'train[:100]', got {split!r}"
+        )
+    names = [part.split("[")[0].strip() for part in split.split("+")]
+    return list(dict.fromkeys(names))
+
+
+def _parts(name_or_path, split: str, sizes: dict[str, int]) -> list:
+    """What a split such as 'train[10%:20%]' means for splits of these sizes.
+
+    Each part has a `splitname`, `from_` and `to`."""
     try:
         return ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError) as e:
-        raise ValueError(
-            f"{name_or_path}: split {split!r} of {', '.join(f'{n} rows' for n in sizes.values())}: {e}"
-        ) from e
+        counts = ", ".join(f"{n} rows" for n in sizes.values())
+        raise ValueError(f"{name_or_path}: split {split!r} of {counts}: {e}") from e
+
+# %% ../nbs/09_files.ipynb #cell-064
+#| code-fold: true
+def _rows_in_turn(sources: list[_Source]) -> Iterator:
+    "(source, number, row) of one source after the other."
+    for source in sources:
+        for number, row in source.read():
+            yield source, number, row
+
+
+def _row_reader(name_or_path: Any, split: str) -> tuple[Callable[[], Iterator], list, list]:
+    """(a function that gives (source, number, row) from the first, sources, files left out).
+
+    Raises `ValueError` or `FileNotFoundError` for what cannot be found."""
+    names = _split_names(split)
+    found = _local_sources(name_or_path, names)
+    if found is None:
+        dataset = _on_the_hub(str(name_or_path), split)
+        source = _Source(str(name_or_path), "row", lambda: enumerate(dataset))
+        return lambda: _rows_in_turn([source]), [source], []
+    by_split, left_out = found
+    sources = [source for of_split in by_split.values() for source in of_split]
+    if split == names[0]:
+        return lambda: _rows_in_turn(by_split[split]), sources, left_out
+    sizes = {name: sum(1 for _ in _rows_in_turn(by_split[name])) for name in names}
+    parts = _parts(name_or_path, split, sizes)
+
+    def read():
+        for part in parts:
+            yield from islice(_rows_in_turn(by_split[part.splitname]), part.from_, part.to)
+
+    return read, sources, left_out

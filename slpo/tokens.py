@@ -4,33 +4,38 @@
 __all__ = ['logger', 'train_tokenizer', 'encode_prompt', 'tokenize_preferences']
 
 # %% ../nbs/11_tokens.ipynb #cell-002
+#| code-fold: true
 import logging
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, IterableDataset, Value
 
 from slpo.data import (
     _check_ranks,
     _check_row,
+    _explain_disk_full,
+    _findings,
     _from_json,
-    _more,
+    _log_unused,
     _no_columns,
     _other_keys,
-    _room,
-    _say_unused,
     _split_row,
+    _template_inputs,
     _tidy,
     _to_group,
 )
-from .files import BadRows, Finding, ROW, WHERE, _REMEDY, _gone, _settle
+from .files import ROW, WHERE, _REMEDY, BadRows, Finding, _is_missing, _rows_to_drop
 
 logger = logging.getLogger("slpo")
 
 # %% ../nbs/11_tokens.ipynb #cell-004
+#| code-fold: true
 def train_tokenizer(
     texts,  # an iterable of str
     vocab_size: int = 512,  # at least 257: every byte, and EOS
@@ -39,84 +44,91 @@ def train_tokenizer(
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    eos = "<|endoftext|>"
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[eos],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=["<|endoftext|>"],
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=eos, pad_token=eos)
+
+
+def _plain_ids(text: str, tokenizer) -> list[int]:
+    "Token ids of a text, without the special tokens that the tokenizer adds."
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+# %% ../nbs/11_tokens.ipynb #cell-007
+def _write(
+    messages: list,  # with every key they have
+    tokenizer,  # with a chat template
+    tools=None,  # a list of them, or that as JSON
+    chat_template_kwargs=None,  # a dict, or that as JSON
+    **how,  # options of `apply_chat_template`
+) -> str:
+    """Messages as the tokenizer's chat template writes them.
+
+    Raises `ValueError` where there is no template, and what the template raises."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "the rows are messages, and the tokenizer has no chat template: set "
+            "tokenizer.chat_template, or write prompts and completions as text"
+        )
+    kwargs = _from_json(chat_template_kwargs) or {}
+    tools = _from_json(tools) or None
+    return tokenizer.apply_chat_template(
+        _tidy(messages), tools=tools, tokenize=False, **how, **kwargs
     )
 
 # %% ../nbs/11_tokens.ipynb #cell-006
+#| code-fold: true
 class _Ends(NamedTuple):
-    "What may end an answer: {text: id} of special tokens, the one with which the chat template ends a turn, or '', a pattern for several at a text's end, and what else the template writes."
+    "What may end an answer."
 
-    ids: dict
-    turn: str
-    several: re.Pattern
-    written: str = ""  # what the chat template is, and writes
+    ids: dict[str, int]  # special tokens
+    turn: str  # the one with which the chat template ends a turn, or ''
+    several: re.Pattern  # some of them at a text's end
+    written: str  # what the chat template is, and writes
+
+
+def _special_tokens(tokenizer) -> dict[str, int]:
+    "The special tokens that may end a text, longest first, with their ids."
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    known = {str(token): i for i, token in added.items() if token.special}
+    known |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
+    begins = {tokenizer.bos_token_id, tokenizer.unk_token_id} - {tokenizer.eos_token_id}
+    longest_first = sorted(known, key=len, reverse=True)
+    return {text: known[text] for text in longest_first if text and known[text] not in begins}
 
 
 def _ends(tokenizer) -> _Ends:
     "The special tokens that may end what a model says."
-    known = {
-        str(token): i
-        for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
-        if token.special
-    }
-    known |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
-    begins = {tokenizer.bos_token_id, tokenizer.unk_token_id} - {tokenizer.eos_token_id}
-    ids = {
-        text: i
-        for text, i in sorted(known.items(), key=lambda text_id: -len(text_id[0]))
-        if text and i not in begins
-    }
-    several = re.compile(rf"(?:(?:{'|'.join(map(re.escape, ids))})\s*)+\Z")
-    turn, answer, whole = "", "An answer", ""
-    if getattr(tokenizer, "chat_template", None):
+    ids = _special_tokens(tokenizer)
+    any_of = "|".join(map(re.escape, ids))
+    several = re.compile(rf"(?:(?:{any_of})\s*)+\Z")
+    template = getattr(tokenizer, "chat_template", None) or ""
+    answer = "An answer"
+    written = ""
+    if template:
         talk = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}]
         try:
-            whole = tokenizer.apply_chat_template(talk, tokenize=False)
-        except Exception:
-            pass  # templates raise what they like
-        after = whole.rpartition(answer)[2].lstrip()
-        turn = next((token for token in ids if after.startswith(token)), "")
-    return _Ends(ids, turn, several, f"{getattr(tokenizer, 'chat_template', None) or ''}\n{whole}")
+            written = tokenizer.apply_chat_template(talk, tokenize=False)
+        except Exception:  # templates raise what they like
+            written = ""
+    after = written.rpartition(answer)[2].lstrip()
+    turn = next((token for token in ids if after.startswith(token)), "")
+    return _Ends(ids, turn, several, f"{template}\n{written}")
 
+# %% ../nbs/11_tokens.ipynb #cell-060
+def _until_end(text: str, ends: _Ends) -> tuple[str, str]:
+    """(text up to the token that ends the turn, that token).
 
-# what chat templates write between messages: Llama, Qwen, Phi, Cohere and Zephyr; DeepSeek; Gemma; Mistral; Llama 2
-_MARK = re.compile(
-    r"<\|[\w-]+\|>|<｜[^<>｜]+｜>|</?(?:start|end)_of_turn>|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS)\]|<</?SYS>>|(?:</s>|<eos>)\s*\Z"
-)
-
-
-def _foreign_mark(texts: list, tokenizer, written: str) -> str:
-    "The first mark of a chat template in texts that is neither a token here, nor written by the template that is here; or ''."
-    for text in texts:
-        if "<" not in text and "[" not in text:
-            continue
-        for mark in dict.fromkeys(m.group().rstrip() for m in _MARK.finditer(text)):
-            if mark not in written and tokenizer.convert_tokens_to_ids(mark) in (
-                None,
-                tokenizer.unk_token_id,
-            ):
-                return mark
-    return ""
-
-
-def _until_end(text: str, ends: _Ends) -> tuple:
-    """(text up to the token that ends the turn, that token): (text, '') where it does not end in a special token. Of several, it is the one with
-    which the template ends every turn (Phi-3 writes EOS after the last), or else the last."""
+    (text, '') where it does not end in a special token. Of several, it is the one with which the
+    template ends every turn (Phi-3 writes EOS after the last), or else the last."""
     run = ends.several.search(text) if ends.ids else None
     if not run:
         return text, ""
@@ -126,68 +138,59 @@ def _until_end(text: str, ends: _Ends) -> tuple:
     bare = text.rstrip()
     return bare, next(token for token in ends.ids if bare.endswith(token))
 
-# %% ../nbs/11_tokens.ipynb #cell-007
-def _until_eos(text: str, eos: str) -> tuple:
+
+def _until_eos(text: str, eos: str) -> tuple[str, str]:
     "(text up to an EOS that it ends in, that EOS), or (text, '')."
     bare = text.rstrip()
     return (bare, eos) if bare.endswith(eos) else (text, "")
 
-
-def _write(
-    messages: list,  # with every key they have
-    tokenizer,  # with a chat template
-    tools=None,  # a list of them, or that as JSON
-    chat_template_kwargs=None,  # a dict, or that as JSON
-    **how,
-) -> str:  # options of `apply_chat_template`
-    "Messages as the tokenizer's chat template writes them. Raises `ValueError` where there is no template, and what the template raises."
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            "the rows are messages, and the tokenizer has no chat template: set tokenizer.chat_template, or write prompts and completions as text"
-        )
-    return tokenizer.apply_chat_template(
-        _tidy(messages),
-        tools=_from_json(tools) or None,
-        tokenize=False,
-        **how,
-        **(_from_json(chat_template_kwargs) or {}),
-    )
+# %% ../nbs/11_tokens.ipynb #cell-041
+#| code-fold: true
+# what chat templates write between messages: Llama, Qwen, Phi, Cohere and Zephyr; DeepSeek; Gemma;
+# Mistral; Llama 2
+_MARK = re.compile(
+    r"<\|[\w-]+\|>|<｜[^<>｜]+｜>|</?(?:start|end)_of_turn>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS)\]|<</?SYS>>|(?:</s>|<eos>)\s*\Z"
+)
 
 
-def _first_difference(a: str, b: str, around: int = 40) -> str:
-    "Where two texts part, and how each goes on."
-    at = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    start = max(at - around // 2, 0)
-    return f"{a[start : start + around]!r} alone, {b[start : start + around]!r} with it"
+def _foreign_mark(texts: list[str], tokenizer, written: str) -> str:
+    """The first mark of a chat template that means nothing to this tokenizer, or ''.
 
+    It is neither a token here, nor written by the template that is here (`written`)."""
+    nothing = (None, tokenizer.unk_token_id)
+    for text in texts:
+        if "<" not in text and "[" not in text:
+            continue
+        marks = dict.fromkeys(match.group().rstrip() for match in _MARK.finditer(text))
+        for mark in marks:
+            if mark not in written and tokenizer.convert_tokens_to_ids(mark) in nothing:
+                return mark
+    return ""
 
+# %% ../nbs/11_tokens.ipynb #cell-043
+#| code-fold: true
 def _render(
-    prompt: list, completions: list, columns: list, tokenizer, ends: _Ends, **more
-) -> tuple:
-    "(prompt, completions, findings, notes): lists of messages as text; a completion stands up to its last special token, if it ends in one."
-    texts, found, closing = [], [], {tokenizer.eos_token}
+    prompt: list, completions: list, columns: list, tokenizer, ends: _Ends, **inputs
+) -> tuple[str, list, list, list]:
+    """(prompt, completions, findings, notes): lists of messages as text.
+
+    A completion stands up to its last special token, if it ends in one."""
     try:
-        before, wholes = (
-            _write(prompt, tokenizer, add_generation_prompt=True, **more),
-            [_write(prompt + c, tokenizer, **more) for c in completions],
-        )
-    except Exception as e:
+        before = _write(prompt, tokenizer, add_generation_prompt=True, **inputs)
+        wholes = [_write(prompt + c, tokenizer, **inputs) for c in completions]
+    except Exception as e:  # templates raise what they like
         if not getattr(tokenizer, "chat_template", None):
             raise
-        return (
-            "",
-            [],
-            [("prompt", f"the chat template refuses it: {e}")],
-            [],
-        )  # templates raise what they like
+        return "", [], [("prompt", f"the chat template refuses it: {e}")], []
+    texts = []
+    found = []
+    closing = {tokenizer.eos_token}
     for column, whole in zip(columns[1:], wholes):
         if not whole.startswith(before):
-            found.append(
-                (
-                    column,
-                    f"the chat template writes the prompt another way when a completion follows: {_first_difference(before, whole)}",
-                )
-            )
+            difference = _first_difference(before, whole)
+            reason = "the chat template writes the prompt another way when a completion follows"
+            found.append((column, f"{reason}: {difference}"))
             continue
         text, end = _until_end(whole[len(before) :], ends)
         texts.append(text)
@@ -195,88 +198,114 @@ def _render(
         if not text.removesuffix(end).strip():
             found.append((column, "empty completion, once written by the chat template"))
     for column, messages in zip(columns, [prompt, *completions]):
-        found += [
-            (column, f"{_named(end, tokenizer)} inside the text")
-            for end in sorted(closing)
-            if any(end in (m.get("content") or "") for m in messages)
-        ]
-    unwritten, notes = _unwritten(prompt, completions, [before, *wholes], tokenizer, **more)
+        for end in sorted(closing):
+            if any(end in (message.get("content") or "") for message in messages):
+                found.append((column, f"{_named(end, tokenizer)} inside the text"))
+    unwritten, notes = _unwritten(prompt, completions, [before, *wholes], tokenizer, **inputs)
     found += [(columns[i], "the chat template does not write 'tool_calls'") for i in unwritten]
     return before, texts, found, notes
+
+# %% ../nbs/11_tokens.ipynb #cell-061
+def _first_difference(a: str, b: str, around: int = 40) -> str:
+    "Where two texts part, and how each goes on."
+    at = _common([a, b])
+    start = max(at - around // 2, 0)
+    return f"{a[start : start + around]!r} alone, {b[start : start + around]!r} with it"
+
+
+def _common(sequences: list) -> int:
+    "How many first tokens, or letters, all have in common."
+    for i, items in enumerate(zip(*sequences)):
+        if len(set(items)) > 1:
+            return i
+    return min(map(len, sequences))
 
 
 def _named(end: str, tokenizer) -> str:
     return f"the {'EOS' if end == tokenizer.eos_token else 'end-of-turn'} token {end!r}"
 
 # %% ../nbs/11_tokens.ipynb #cell-008
-def _unwritten(prompt: list, completions: list, wholes: list, tokenizer, **more) -> tuple:
-    "(which of prompt and completions have tool calls that the chat template does not write, what else it leaves out)"
+#| code-fold: true
+def _writes(text: str, messages: list, tokenizer, **how) -> bool:
+    "Does the chat template write this text for these messages?"
+    try:
+        return text == _write(messages, tokenizer, **how)
+    except Exception:
+        return False  # a template that needs what they lack writes it
 
-    def plain(messages):
-        return [{k: m.get(k, "") for k in ("role", "content")} for m in messages]
 
-    def same(whole, messages, **how):
-        try:
-            return whole == _write(messages, tokenizer, **how)
-        except Exception:
-            return False  # a template that needs them writes them
+def _unwritten(
+    prompt: list, completions: list, written: list, tokenizer, **inputs
+) -> tuple[list[int], list[str]]:
+    """What the chat template leaves out of what it has `written`, prompt and wholes.
 
-    parts, notes = [prompt, *completions], []
-    others = [_other_keys(messages) for messages in parts]
+    (which of prompt and completions have tool calls that it leaves out, notes on the rest)"""
+
+    def bare(messages):
+        return [{key: message.get(key, "") for key in ("role", "content")} for message in messages]
+
+    notes = []
     calls = []
-    if any(others):
-        alone = [
-            same(
-                whole,
-                prompt + plain(c) if c else plain(prompt),
-                add_generation_prompt=not c,
-                **more,
-            )
-            for c, whole in zip([None, *completions], wholes)
-        ]
-        calls = [
-            i
-            for i, messages in enumerate(parts)
-            if alone[i] and any(m.get("tool_calls") for m in messages)
-        ]
-        if all(alone) and not calls:
+    parts = [prompt, *completions]
+    if any(map(_other_keys, parts)):
+        how = {"add_generation_prompt": True, **inputs}
+        left_out = [_writes(written[0], bare(prompt), tokenizer, **how)]
+        for completion, whole in zip(completions, written[1:]):
+            left_out.append(_writes(whole, prompt + bare(completion), tokenizer, **inputs))
+        for i, messages in enumerate(parts):
+            if left_out[i] and any(message.get("tool_calls") for message in messages):
+                calls.append(i)
+        if all(left_out) and not calls:
             notes.append("keys")
-    if more.get("tools"):
-        if same(
-            wholes[0],
-            prompt,
-            add_generation_prompt=True,
-            **{k: v for k, v in more.items() if k != "tools"},
-        ):
+    if inputs.get("tools"):
+        how = {"add_generation_prompt": True, **inputs, "tools": None}
+        if _writes(written[0], prompt, tokenizer, **how):
             notes.append("tools")
     return calls, notes
 
 # %% ../nbs/11_tokens.ipynb #cell-011
-def _adds(tokenizer) -> tuple:
-    "(begins every text with BOS?, ends it with EOS?)"
-    ids, alone = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    if len(ids) == len(alone):
-        return False, False
-    begins = ids[0] == tokenizer.bos_token_id
-    return begins, len(ids) > len(alone) + begins and ids[-1] == tokenizer.eos_token_id
+#| code-fold: true
+class _Adds(NamedTuple):
+    "What a tokenizer adds to every text."
+
+    bos: bool = False
+    eos: bool = False
 
 
-def _text_ids(text: str, tokenizer, adds: tuple) -> tuple:
-    "(ids, was one of two BOS left out?) of a text that is to be continued: with the tokenizer's BOS, without its EOS."
-    ids, bos = tokenizer(text)["input_ids"], tokenizer.bos_token_id
-    if adds[1]:
+def _adds(tokenizer) -> _Adds:
+    "Does a tokenizer begin every text with BOS, and end it with EOS?"
+    ids = tokenizer("a")["input_ids"]
+    alone = _plain_ids("a", tokenizer)
+    added = len(ids) - len(alone)
+    if not added:
+        return _Adds()
+    bos = ids[0] == tokenizer.bos_token_id
+    others = added - 1 if bos else added
+    return _Adds(bos, others > 0 and ids[-1] == tokenizer.eos_token_id)
+
+
+def _text_ids(text: str, tokenizer, adds: _Adds) -> tuple[list[int], bool]:
+    """(ids, was one of two BOS left out?) of a text that is to be continued.
+
+    With the tokenizer's BOS, without its EOS."""
+    ids = tokenizer(text)["input_ids"]
+    if adds.eos:
         ids = ids[:-1]
-    twice = adds[0] and ids[1:2] == [bos]
-    return ids[1:] if twice else ids, twice
+    if adds.bos and ids[1:2] == [tokenizer.bos_token_id]:
+        return ids[1:], True
+    return ids, False
 
 
-def _at_least_one(ids: list, tokenizer) -> list:
-    "An empty prompt is one token, BOS or else EOS: something must predict the first token of a completion."
-    return ids or [
-        tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    ]
+def _at_least_one(ids: list[int], tokenizer) -> list[int]:
+    """An empty prompt is one token, BOS or else EOS.
 
+    Something must predict the first token of a completion."""
+    if ids:
+        return ids
+    bos = tokenizer.bos_token_id
+    return [tokenizer.eos_token_id if bos is None else bos]
 
+# %% ../nbs/11_tokens.ipynb #cell-045
 def encode_prompt(
     prompt,  # str, or a list of messages
     tokenizer,  # a Hugging Face tokenizer; with a chat template for messages
@@ -284,607 +313,625 @@ def encode_prompt(
     tools=None,  # for the chat template: a list of tools, or that as JSON
     chat_template_kwargs=None,  # for the chat template: a dict, or that as JSON
 ) -> list:  # of token ids, at least one
-    """A prompt's token ids, the same in training and in sampling: a text with the BOS (one) that the tokenizer puts before it, and without the EOS
-    that it may put after it; messages as the chat template writes them, up to where the assistant speaks. Raises what the template raises."""
+    """A prompt's token ids, the same in training and in sampling.
+
+    A text has the BOS (one) that the tokenizer puts before it, and not the EOS that it may put
+    after it. Messages are what the chat template writes, up to where the assistant speaks. Raises
+    what the template raises."""
     if isinstance(prompt, str):
-        return _at_least_one(_text_ids(prompt, tokenizer, _adds(tokenizer))[0], tokenizer)
-    text = _write(prompt, tokenizer, tools, chat_template_kwargs, add_generation_prompt=True)
-    return _at_least_one(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer)
+        ids, _ = _text_ids(prompt, tokenizer, _adds(tokenizer))
+    else:
+        text = _write(prompt, tokenizer, tools, chat_template_kwargs, add_generation_prompt=True)
+        ids = _plain_ids(text, tokenizer)
+    return _at_least_one(ids, tokenizer)
+
+# %% ../nbs/11_tokens.ipynb #cell-047
+@dataclass
+class _Setup:
+    "The tokenizer, what is known of it, and how rows are to be tokenised."
+
+    tokenizer: Any  # a Hugging Face tokenizer
+    adds: _Adds  # what it adds to every text
+    ends: _Ends  # what may end an answer
+    completion_tokens: str = "joint"  # "joint" | "apart"
+    sft: bool = False  # the best completion alone
+    refs: tuple[str, ...] = ()  # columns of reference log-probs, of rows of token ids
+    cut: dict = field(default_factory=dict)  # the lengths, as `_cut` takes them
+
+
+def _setup(tokenizer, **how) -> _Setup:
+    return _Setup(tokenizer, _adds(tokenizer), _ends(tokenizer), **how)
 
 # %% ../nbs/11_tokens.ipynb #cell-013
-def _common(lists) -> int:
-    "How many first tokens all lists have in common."
-    return next(
-        (i for i, tokens in enumerate(zip(*lists)) if len(set(tokens)) > 1), min(map(len, lists))
-    )
+#| code-fold: true
+def _prompt_end(prompt: str, text: str, ids: list[int], chat: bool, setup: _Setup) -> int:
+    """How many of a text's `ids` stand wholly in its prompt.
 
-
-def _prompt_end(prompt: str, text: str, ids: list, tokenizer, chat: bool, adds: tuple) -> int:
-    "How many of a text's `ids` stand wholly in its prompt; 0 for a tokenizer that does not say where they stand."
+    0 for a tokenizer that does not say where they stand."""
+    tokenizer = setup.tokenizer
     if not getattr(tokenizer, "is_fast", False):
         return 0
-    spans = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)[
-        "offset_mapping"
-    ]
-    if not chat and adds[1]:
+    out = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
+    spans = out["offset_mapping"]
+    if not chat and setup.adds.eos:
         spans = spans[:-1]
     spans = spans[len(spans) - len(ids) :]  # without the BOS that `_text_ids` leaves out
     return next((i for i, (_, end) in enumerate(spans) if end > len(prompt)), len(ids))
 
 
-def _joint(prompt: str, texts: list, tokenizer, chat: bool, adds: tuple) -> tuple:
-    "(prompt's ids, completions' ids, does the prompt alone end otherwise?) of one text for prompt and completion."
+def _joint(
+    prompt: str, alone: list[int], texts: list[str], chat: bool, setup: _Setup
+) -> tuple[list[int], list, bool]:
+    """(prompt's ids, completions' ids, does the prompt alone end otherwise?).
 
-    def ids(text):
-        return (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            if chat
-            else _text_ids(text, tokenizer, adds)[0]
-        )
-
-    alone, wholes = ids(prompt), [ids(prompt + text) for text in texts]
+    Prompt and completion are tokenised as one text; `alone` are the ids of the prompt by itself."""
+    tokenizer = setup.tokenizer
+    wholes = []
+    for text in texts:
+        if chat:
+            wholes.append(_plain_ids(prompt + text, tokenizer))
+        else:
+            ids, _ = _text_ids(prompt + text, tokenizer, setup.adds)
+            wholes.append(ids)
     n = _common([alone, *wholes])
     changed = n < len(alone)
     if changed:
-        n = max(
-            n,
-            min(
-                _common(wholes),
-                _prompt_end(prompt, prompt + texts[0], wholes[0], tokenizer, chat, adds),
-            ),
-        )
+        end = _prompt_end(prompt, prompt + texts[0], wholes[0], chat, setup)
+        n = max(n, min(_common(wholes), end))
     return wholes[0][:n], [whole[n:] for whole in wholes], changed
 
-# %% ../nbs/11_tokens.ipynb #cell-014
-def _encode(
-    prompt: str,
-    texts: list,
-    columns: list,
-    tokenizer,
-    chat: bool,
-    adds: tuple,
-    ends: _Ends = None,
-    completion_tokens: str = "joint",
-    edge: int = 32,
-) -> tuple:
-    "(prompt's ids, completions' ids with the token that ends them, findings, notes)"
-    eos, found, notes = tokenizer.eos_token_id, [], []
-    texts, closing = zip(
-        *(
-            _until_end(text, ends) if chat else _until_eos(text, tokenizer.eos_token)
-            for text in texts
-        )
-    )
-    prompt_ids, twice = (
-        (tokenizer(prompt, add_special_tokens=False)["input_ids"], False)
-        if chat
-        else _text_ids(prompt, tokenizer, adds)
-    )
-    if twice:
-        notes = ["bos"]
-    if completion_tokens == "apart":
-        texts_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        tail = prompt[-edge:]
-        if tail and any(
-            _quick(tokenizer, tail + text[:edge])
-            != _quick(tokenizer, tail) + _quick(tokenizer, text[:edge])
-            for text in texts
-        ):
-            notes.append("apart")
-        kept_ids = prompt_ids
-    else:
-        kept_ids, texts_ids, changed = _joint(prompt, texts, tokenizer, chat, adds)
-        if changed:
-            notes.append("joint")
-    if not chat and eos in prompt_ids[adds[0] :]:
-        found.append(
-            ("prompt", f"{_named(tokenizer.eos_token, tokenizer)} inside the text{_TEMPLATED}")
-        )
-    out = [ids if end else ids + [eos] for ids, end in zip(texts_ids, closing)]
-    for column, text, ids, end in zip(columns[1:], texts, out, closing):
-        inside = [
-            token
-            for token in {tokenizer.eos_token, end} - {""}
-            if tokenizer.convert_tokens_to_ids(token) in ids[:-1]
-        ]
-        if inside:
-            found.append((column, f"{_named(inside[0], tokenizer)} inside the text"))
-        elif not text.removesuffix(end).strip():
-            found.append((column, "empty completion"))
-        elif len(ids) < 2:
-            found.append((column, "no tokens: the tokenizer knows nothing of it"))
-    return _at_least_one(kept_ids, tokenizer), out, found, notes
+# %% ../nbs/11_tokens.ipynb #cell-062
+def _meet_in_a_token(prompt: str, texts: list[str], tokenizer, edge: int = 32) -> bool:
+    "Would prompt and a completion have other tokens where they meet, were the two one text?"
+    tail = prompt[-edge:]
+    if not tail:
+        return False
+    tail_ids = _quick_ids(tail, tokenizer)
+    for text in texts:
+        head = text[:edge]
+        if _quick_ids(tail + head, tokenizer) != tail_ids + _quick_ids(head, tokenizer):
+            return True
+    return False
 
 
-_TEMPLATED = ": a text that a chat template wrote? Then give messages, lists of role and content, and the template writes them here"
-
-
-def _quick(tokenizer, text: str) -> list:
+def _quick_ids(text: str, tokenizer) -> list[int]:
     "Token ids, without the wrapper that takes longer than a short text."
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return (
-        backend.encode(text, add_special_tokens=False).ids
-        if backend
-        else tokenizer(text, add_special_tokens=False)["input_ids"]
-    )
+    if not backend:
+        return _plain_ids(text, tokenizer)
+    return backend.encode(text, add_special_tokens=False).ids
+
+# %% ../nbs/11_tokens.ipynb #cell-014
+#| code-fold: true
+def _encode(
+    prompt: str, texts: list[str], columns: list[str], chat: bool, setup: _Setup
+) -> tuple[list[int], list, list, list]:
+    "(prompt's ids, completions' ids with the token that ends them, findings, notes)"
+    tokenizer = setup.tokenizer
+    eos = tokenizer.eos_token_id
+    if chat:
+        parted = [_until_end(text, setup.ends) for text in texts]
+        alone, is_bos_left_out = _plain_ids(prompt, tokenizer), False
+    else:
+        parted = [_until_eos(text, tokenizer.eos_token) for text in texts]
+        alone, is_bos_left_out = _text_ids(prompt, tokenizer, setup.adds)
+    texts = [text for text, _ in parted]
+    notes = ["bos"] if is_bos_left_out else []
+    if setup.completion_tokens == "apart":
+        prompt_ids = alone
+        texts_ids = [_plain_ids(text, tokenizer) for text in texts]
+        if _meet_in_a_token(prompt, texts, tokenizer):
+            notes.append("apart")
+    else:
+        prompt_ids, texts_ids, changed = _joint(prompt, alone, texts, chat, setup)
+        if changed:
+            notes.append("joint")
+    found = []
+    after_bos = alone[1:] if setup.adds.bos else alone
+    if not chat and eos in after_bos:
+        reason = f"{_named(tokenizer.eos_token, tokenizer)} inside the text{_TEMPLATED}"
+        found.append(("prompt", reason))
+    completion_ids = []
+    for column, (text, end), ids in zip(columns[1:], parted, texts_ids):
+        ids = ids if end else [*ids, eos]
+        completion_ids.append(ids)
+        wrong = _wrong_tokens(text, end, ids, tokenizer)
+        if wrong:
+            found.append((column, wrong))
+    return _at_least_one(prompt_ids, tokenizer), completion_ids, found, notes
+
+# %% ../nbs/11_tokens.ipynb #cell-063
+_TEMPLATED = (
+    ": a text that a chat template wrote? "
+    "Then give messages, lists of role and content, and the template writes them here"
+)
+
+
+def _wrong_tokens(text: str, end: str, ids: list[int], tokenizer) -> str:
+    "What is wrong with a completion, of which `end` is the token that ends it, or ''."
+    for token in dict.fromkeys([tokenizer.eos_token, end or tokenizer.eos_token]):
+        if tokenizer.convert_tokens_to_ids(token) in ids[:-1]:
+            return f"{_named(token, tokenizer)} inside the text"
+    if not text.removesuffix(end).strip():
+        return "empty completion"
+    return "no tokens: the tokenizer knows nothing of it" if len(ids) < 2 else ""
 
 # %% ../nbs/11_tokens.ipynb #cell-017
+#| code-fold: true
 def _cut(
-    prompt: list,
-    completions: list,
-    max_length: int = None,
-    max_prompt_length: int = None,
+    prompt: list[int],
+    completions: list,  # of ids
+    max_length: int | None = None,
+    max_prompt_length: int | None = None,
     truncation_mode: str = "keep_end",
-    max_completion_length: int = None,
-) -> tuple:
-    "(prompt, completions) that fit `max_length` together; each is cut only where the longest completion does not fit. Without `max_length` the other two are limits of their own."
+    max_completion_length: int | None = None,
+) -> tuple[list, list]:
+    """(prompt, completions) that fit `max_length` together.
 
-    def fits():
-        return max_length is not None and len(prompt) + max(map(len, completions)) <= max_length
-
-    if fits():
+    Each is cut only where the longest completion does not fit. Without `max_length` the other two
+    are limits of their own."""
+    longest = max(map(len, completions))
+    if max_length is not None and len(prompt) + longest <= max_length:
         return prompt, completions
     if max_prompt_length is not None and len(prompt) > max_prompt_length:
-        prompt = (
-            prompt[-max_prompt_length:]
-            if truncation_mode == "keep_end"
-            else prompt[:max_prompt_length]
-        )
-    room = None if max_length is None else max(max_length - len(prompt), 0)
-    if max_completion_length is not None and not fits():
-        room = max_completion_length if room is None else min(room, max_completion_length)
-    return prompt, completions if room is None else [c[:room] for c in completions]
+        at_end = truncation_mode == "keep_end"
+        prompt = prompt[-max_prompt_length:] if at_end else prompt[:max_prompt_length]
+    room = longest if max_length is None else max(max_length - len(prompt), 0)
+    if max_completion_length is not None and (max_length is None or room < longest):
+        room = min(room, max_completion_length)
+    return prompt, [ids[:room] for ids in completions]
 
 
-def _limit(max_length: int = None, max_completion_length: int = None, **_) -> str:
+def _limit(max_length: int | None = None, max_completion_length: int | None = None, **_) -> str:
     "The setting that completions are cut to, as messages name it."
-    return (
-        f"max_length={max_length}"
-        if max_length is not None
-        else f"max_completion_length={max_completion_length}"
-    )
+    if max_length is not None:
+        return f"max_length={max_length}"
+    return f"max_completion_length={max_completion_length}"
 
 
 def _overlap(completions: list) -> bool:
-    return any(
-        a == b[: len(a)]
-        for i, a in enumerate(completions)
-        for j, b in enumerate(completions)
-        if i != j
-    )
+    "Is one of the completions the beginning of another, or equal to it?"
+    for i, a in enumerate(completions):
+        for j, b in enumerate(completions):
+            if i != j and a == b[: len(a)]:
+                return True
+    return False
 
 # %% ../nbs/11_tokens.ipynb #cell-020
-def _group(index: int, prompt_ids=(), completion_ids=(), ranks=(), notes=(), problems=()) -> dict:
-    "A group; `problems`: [column, reason] of what is wrong with it, `notes`: what is to be counted."
+def _group(
+    index: int, prompt_ids=(), completion_ids=(), ranks=(), notes=(), problems: Iterable = ()
+) -> dict:
+    """A group.
+
+    `problems`: [column, reason] of what is wrong with it, `notes`: what is to be counted."""
     return {
         "prompt_ids": list(prompt_ids),
         "completion_ids": list(completion_ids),
         "ranks": list(ranks),
         "row": index,
         "notes": list(notes),
-        "problems": [list(p) for p in problems],
+        "problems": [list(problem) for problem in problems],
     }
 
-
+# %% ../nbs/11_tokens.ipynb #cell-064
+#| code-fold: true
 def _fit(
     index: int,
     prompt_ids: list,
-    whole: list,
+    completion_ids: list,
     ranks: list,
     columns: list,
     found: list,
     notes: list,
-    **cut,
+    cut: dict,
 ) -> dict:
-    "The group, cut to `max_length`."
-    prompt_ids, kept = _cut(prompt_ids, whole, **cut)
+    "The group, cut to the lengths of `cut`."
+    prompt_ids, kept = _cut(prompt_ids, completion_ids, **cut)
+    limit = _limit(**cut)
     if not all(kept):
-        found = [
-            *found,
-            (
-                columns[0],
-                f"{len(prompt_ids)} tokens leave no room for a completion in {_limit(**cut)}",
-            ),
-        ]
+        reason = f"{len(prompt_ids)} tokens leave no room for a completion in {limit}"
+        found = [*found, (columns[0], reason)]
     elif _overlap(kept):
-        found = [
-            *found,
-            (
-                columns[-1],
-                "one completion is a prefix of another, or equal to it"
-                + f", once cut to {_limit(**cut).split('=')[0]}" * (not _overlap(whole)),
-            ),
-        ]
-    return _group(
-        index,
-        prompt_ids,
-        kept,
-        ranks,
-        [*notes, *["cut"] * sum(a != b for a, b in zip(kept, whole))],
-        found,
-    )
+        reason = "one completion is a prefix of another, or equal to it"
+        if not _overlap(completion_ids):
+            reason += f", once cut to {limit.split('=')[0]}"
+        found = [*found, (columns[-1], reason)]
+    shortened = [a != b for a, b in zip(kept, completion_ids)]
+    notes = notes + ["cut"] * sum(shortened)
+    return _group(index, prompt_ids, kept, ranks, notes, found)
 
 
 def _number(row: dict, index: int) -> int:
     "What messages call a row: what its column `ROW` says, or else where it stands."
     return index if row.get(ROW) is None else row[ROW]
 
-
-def _tokenize_row(
-    row: dict,
-    index: int,
-    tokenizer,
-    sft: bool = False,
-    adds: tuple = (False, False),
-    ends: _Ends = None,
-    completion_tokens: str = "joint",
-    **cut,
-) -> dict:
+# %% ../nbs/11_tokens.ipynb #cell-050
+#| code-fold: true
+def _tokenize_row(row: dict, index: int, setup: _Setup) -> dict:
     "The group of one row of text or messages, with its problems."
     index = _number(row, index)
-    row, found = _split_row(row, sft)
-    if found := found or _check_row(row, sft):
-        return _group(index, problems=found)
-    prompt, texts, ranks = _to_group(row, sft)
-    columns = ["prompt"] + (
-        ["completions"] * len(texts)
-        if "completions" in row
-        else ["chosen"] + ["rejected"] * (len(texts) - 1)
-    )
-    chat, left_out, ends = isinstance(prompt, list), [], ends or _ends(tokenizer)
-    if chat:
-        prompt, texts, found, left_out = _render(
-            prompt, texts, columns, tokenizer, ends, **_more(row)
-        )
-    elif mark := _foreign_mark([prompt, *texts], tokenizer, ends.written):
-        left_out = [f"mark {mark}"]
+    row, found = _split_row(row, setup.sft)
+    found = found or _check_row(row, setup.sft)
     if found:
-        return _group(index, problems=list(dict.fromkeys(found)))
-    prompt_ids, texts_ids, found, notes = _encode(
-        prompt, texts, columns, tokenizer, chat, adds, ends, completion_tokens
-    )
-    return _fit(index, prompt_ids, texts_ids, ranks, columns, found, [*notes, *left_out], **cut)
+        return _group(index, problems=found)
+    prompt, texts, ranks = _to_group(row, setup.sft)
+    columns = ["prompt", "chosen"] + ["rejected"] * (len(texts) - 1)
+    if "completions" in row:
+        columns = ["prompt"] + ["completions"] * len(texts)
+    chat = isinstance(prompt, list)
+    notes: list[str] = []
+    if chat:
+        inputs = _template_inputs(row)
+        prompt, texts, found, notes = _render(
+            prompt, texts, columns, setup.tokenizer, setup.ends, **inputs
+        )
+        if found:
+            return _group(index, problems=dict.fromkeys(found))
+    else:
+        mark = _foreign_mark([prompt, *texts], setup.tokenizer, setup.ends.written)
+        if mark:
+            notes = [f"mark {mark}"]
+    prompt_ids, completion_ids, found, seen = _encode(prompt, texts, columns, chat, setup)
+    notes = seen + notes
+    return _fit(index, prompt_ids, completion_ids, ranks, columns, found, notes, setup.cut)
 
 # %% ../nbs/11_tokens.ipynb #cell-021
+#| code-fold: true
 _REFS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 def _wrong_ids(ids, size: int) -> str:
     "Why these are not token ids of a vocabulary of this size, or ''."
-    if _gone(ids):
+    if _is_missing(ids):
         return "missing"
     if not isinstance(ids, list):
         return f"expected a list of token ids, got {type(ids).__name__}"
-    if other := next((t for t in map(type, ids) if t is not int), None):
+    other = next((kind for kind in map(type, ids) if kind is not int), None)
+    if other:
         return f"expected token ids, got {other.__name__}"
     if not ids:
         return "no tokens"
-    return (
-        f"token id {min(ids) if min(ids) < 0 else max(ids)} is not in the tokenizer's vocabulary of {size}"
-        if min(ids) < 0 or max(ids) >= size
-        else ""
-    )
+    lowest = min(ids)
+    outside = lowest if lowest < 0 else max(ids)
+    if 0 <= outside < size:
+        return ""
+    return f"token id {outside} is not in the tokenizer's vocabulary of {size}"
 
 
 def _wrong_logp(x) -> str:
+    "Why this is not a log-probability, or ''."
     if x is None:
         return "missing"
     if type(x) not in (int, float):
         return f"expected a log-probability, got {type(x).__name__}"
     return "" if -1e300 < x <= 1e-6 else f"{x} is not a log-probability"
 
-
+# %% ../nbs/11_tokens.ipynb #cell-052
+#| code-fold: true
 def _fit_ids(
     index: int,
     prompt_ids: list,
-    whole: list,
+    completion_ids: list,
     ranks: list,
-    logps: list,
+    logps: list,  # of the reference model, or none
     columns: list,
-    tokenizer,
-    known: set,
-    **cut,
+    setup: _Setup,
 ) -> dict:
     "The group of token ids that are each valid: EOS inside, ends that are open, and what is cut."
-    eos = tokenizer.eos_token_id
-    found = [
-        (c, f"the EOS token {tokenizer.eos_token!r} before the end")
-        for c, ids in zip(columns[1:], whole)
-        if eos in ids[:-1]
-    ]
-    out = _fit(
-        index,
-        prompt_ids,
-        whole,
-        ranks,
-        columns,
-        list(dict.fromkeys(found)),
-        ["open"] * sum(ids[-1] not in known for ids in whole),
-        **cut,
-    )
-    changed = "cut" in out["notes"] or len(out["prompt_ids"]) < len(prompt_ids)
-    if logps and changed:
-        out["problems"].append(
-            [
-                columns[-1],
-                f"longer than {_limit(**cut)}, and its reference log-prob is that of all of it",
-            ]
-        )
-    return out | ({"ref_logps": [float(x) for x in logps]} if logps else {})
+    tokenizer = setup.tokenizer
+    known = set(setup.ends.ids.values())
+    reason = f"the EOS token {tokenizer.eos_token!r} before the end"
+    found = []
+    notes = []
+    for column, ids in zip(columns[1:], completion_ids):
+        if tokenizer.eos_token_id in ids[:-1] and (column, reason) not in found:
+            found.append((column, reason))
+        if ids[-1] not in known:
+            notes.append("open")
+    group = _fit(index, prompt_ids, completion_ids, ranks, columns, found, notes, setup.cut)
+    if not setup.refs:
+        return group
+    if "cut" in group["notes"] or len(group["prompt_ids"]) < len(prompt_ids):
+        limit = _limit(**setup.cut)
+        reason = f"longer than {limit}, and its reference log-prob is that of all of it"
+        group["problems"].append([columns[-1], reason])
+    return group | {"ref_logps": [float(x) for x in logps]}
+
+# %% ../nbs/11_tokens.ipynb #cell-065
+#| code-fold: true
+def _bad_ids(index: int, found: list, setup: _Setup) -> dict:
+    "What stands for a row of token ids that are not valid."
+    group = _group(index, problems=found)
+    return group | {"ref_logps": []} if setup.refs else group
 
 
-def _from_tokens(
-    row: dict, index: int, tokenizer, sft: bool = False, refs: tuple = (), ends: _Ends = None, **cut
-) -> dict:
+def _from_tokens(row: dict, index: int, setup: _Setup) -> dict:
     "The group of an already tokenised pair, checked and cut as text is."
     index = _number(row, index)
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids"][: 3 - sft]
-    found = [(c, why) for c in columns if (why := _wrong_ids(row.get(c), len(tokenizer)))]
-    found += [(c, why) for c in refs if (why := _wrong_logp(row.get(c)))]
+    columns = ["prompt_ids", "chosen_ids"]
+    if not setup.sft:
+        columns.append("rejected_ids")
+    size = len(setup.tokenizer)
+    found = _findings(lambda ids: _wrong_ids(ids, size), row, columns)
+    found += _findings(_wrong_logp, row, setup.refs)
     if found:
-        return _group(index, problems=found) | ({"ref_logps": []} if refs else {})
-    prompt_ids, *whole = [row[c] for c in columns]
-    known = {*(ends or _ends(tokenizer)).ids.values()}
-    return _fit_ids(
-        index,
-        prompt_ids,
-        whole,
-        [0, 1][: len(whole)],
-        [row[c] for c in refs],
-        columns,
-        tokenizer,
-        known,
-        **cut,
-    )
+        return _bad_ids(index, found, setup)
+    prompt_ids, *completion_ids = [row[column] for column in columns]
+    ranks = list(range(len(completion_ids)))
+    logps = [row[column] for column in setup.refs]
+    return _fit_ids(index, prompt_ids, completion_ids, ranks, logps, columns, setup)
 
 # %% ../nbs/11_tokens.ipynb #cell-022
-def _wrong_group(row: dict, size: int, sft: bool, refs: bool) -> list:
+#| code-fold: true
+def _check_group(row: dict, size: int, sft: bool, refs: bool) -> list:
     "[(column, reason)] for a row that is a group of token ids."
-    prompt, completions, ranks, logps = (
-        row.get(c) for c in ("prompt_ids", "completion_ids", "ranks", "ref_logps")
-    )
-    found = [("prompt_ids", why)] if (why := _wrong_ids(prompt, size)) else []
+    found = _findings(lambda ids: _wrong_ids(ids, size), row, ["prompt_ids"])
+    completions = row.get("completion_ids")
     if not isinstance(completions, list):
-        return [
-            *found,
-            (
-                "completion_ids",
-                "missing"
-                if _gone(completions)
-                else f"expected a list of lists of token ids, got {type(completions).__name__}",
-            ),
-        ]
-    found += dict.fromkeys(
-        ("completion_ids", why) for ids in completions if (why := _wrong_ids(ids, size))
-    )
-    if not completions or not sft and len(completions) < 2:
-        found.append(
-            (
-                "completion_ids",
-                f"{len(completions)} {'completion' if len(completions) == 1 else 'completions'}: a preference has two or more",
-            )
-        )
-    if _gone(ranks) and not sft:
+        reason = f"expected a list of lists of token ids, got {type(completions).__name__}"
+        if _is_missing(completions):
+            reason = "missing"
+        return [*found, ("completion_ids", reason)]
+    reasons = dict.fromkeys(_wrong_ids(ids, size) for ids in completions)
+    found += [("completion_ids", wrong) for wrong in reasons if wrong]
+    n = len(completions)
+    if not n or (n < 2 and not sft):
+        noun = "completion" if n == 1 else "completions"
+        found.append(("completion_ids", f"{n} {noun}: a preference has two or more"))
+    if sft:
+        return found
+    ranks = row.get("ranks")
+    if _is_missing(ranks):
         found.append(("ranks", "missing"))
-    elif not sft and len(completions) > 1:
+    elif n > 1:
         found += _check_ranks(completions, ranks)
-    if refs and not sft:
-        if not isinstance(logps, list) or len(logps) != len(completions):
-            found.append(
-                (
-                    "ref_logps",
-                    "missing"
-                    if _gone(logps)
-                    else "expected one log-probability for each completion",
-                )
-            )
-        else:
-            found += dict.fromkeys(("ref_logps", why) for x in logps if (why := _wrong_logp(x)))
+    if refs:
+        found += _check_logps(row.get("ref_logps"), n)
     return found
 
 
-def _from_group(
-    row: dict, index: int, tokenizer, sft: bool = False, refs: tuple = (), ends: _Ends = None, **cut
-) -> dict:
+def _check_logps(logps, n: int) -> list:
+    "[(column, reason)] for what are not reference log-probs of n completions."
+    if _is_missing(logps):
+        return [("ref_logps", "missing")]
+    if not isinstance(logps, list) or len(logps) != n:
+        return [("ref_logps", "expected one log-probability for each completion")]
+    reasons = dict.fromkeys(map(_wrong_logp, logps))
+    return [("ref_logps", wrong) for wrong in reasons if wrong]
+
+# %% ../nbs/11_tokens.ipynb #cell-066
+def _from_group(row: dict, index: int, setup: _Setup) -> dict:
     "The group of a row that is one already, checked and cut as text is, best completion first."
-    number = next((n for n in (row.get(ROW), row.get("row")) if type(n) is int), index)
-    if found := _wrong_group(row, len(tokenizer), sft, bool(refs)):
-        return _group(number, problems=found) | ({"ref_logps": []} if refs else {})
-    ranks, logps = row.get("ranks") or [0], row["ref_logps"] if refs else []
-    order = sorted(range(len(ranks)), key=ranks.__getitem__)[: 1 if sft else None]
-    whole, known = row["completion_ids"], {*(ends or _ends(tokenizer)).ids.values()}
-    return _fit_ids(
-        number,
-        row["prompt_ids"],
-        [whole[i] for i in order],
-        [ranks[i] for i in order],
-        [logps[i] for i in order if logps],
-        ["prompt_ids", *["completion_ids"] * len(order)],
-        tokenizer,
-        known,
-        **cut,
-    )
+    numbers = (row.get(ROW), row.get("row"))
+    index = next((n for n in numbers if type(n) is int), index)
+    found = _check_group(row, len(setup.tokenizer), setup.sft, bool(setup.refs))
+    if found:
+        return _bad_ids(index, found, setup)
+    ranks = row.get("ranks") or [0]
+    order = sorted(range(len(ranks)), key=ranks.__getitem__)
+    if setup.sft:
+        order = order[:1]
+    completion_ids = [row["completion_ids"][i] for i in order]
+    logps = [row["ref_logps"][i] for i in order] if setup.refs else []
+    columns = ["prompt_ids"] + ["completion_ids"] * len(order)
+    ranks = [ranks[i] for i in order]
+    return _fit_ids(index, row["prompt_ids"], completion_ids, ranks, logps, columns, setup)
 
 # %% ../nbs/11_tokens.ipynb #cell-024
+#| code-fold: true
 _NOTES = {
     "cut": "%d completions were cut to %s and lost their EOS",
     "open": "%d already tokenised completions do not end in EOS",
-    "apart": "%d rows would have other tokens where prompt and completion meet, were the two one text (the tokenizer begins every text with a mark of space, or the prompt ends in a space): completion_tokens=\"joint\" takes those",
-    "joint": "%d rows have a token in which prompt and completion meet (does the prompt end in a space? It belongs to the completion): that token is scored whole, and a model that is asked the prompt alone sees another end of it",
+    "apart": "%d rows would have other tokens where prompt and completion meet, were the two one "
+    "text (the tokenizer begins every text with a mark of space, or the prompt ends in a space): "
+    'completion_tokens="joint" takes those',
+    "joint": "%d rows have a token in which prompt and completion meet (does the prompt end in a "
+    "space? It belongs to the completion): that token is scored whole, and a model that is asked "
+    "the prompt alone sees another end of it",
     "bos": "%d prompts begin with BOS, which the tokenizer adds as well: one was left out",
-    "mark": "%d rows hold text such as %s, which chat templates write, and this tokenizer has no such token: it is read as letters. Was the text written for another model? Then give messages, lists of role and content, and the template writes them here",
+    "mark": "%d rows hold text such as %s, which chat templates write, and this tokenizer has no "
+    "such token: it is read as letters. Was the text written for another model? Then give "
+    "messages, lists of role and content, and the template writes them here",
     "tools": "%d rows have tools that the chat template does not write",
-    "keys": "%d rows have messages with keys beside role and content, none of which the chat template writes",
+    "keys": "%d rows have messages with keys beside role and content, none of which the chat "
+    "template writes",
 }
 
 
-def _note(kind: str, n: int, limit: str, so_far: str = ""):
-    kind, _, mark = kind.partition(" ")
+def _log_note(note: str, n: int, limit: str, so_far: str = ""):
+    "Says how often a note was made; `limit` is what completions were cut to."
+    kind, _, mark = note.partition(" ")
     text = _NOTES[kind]
     if n == 1:
         text = text.replace("%d rows hold", "%d row holds")
-    logger.warning(so_far + text, *{"cut": (n, limit), "mark": (n, mark)}.get(kind, (n,)))
+    values = {"cut": (n, limit), "mark": (n, mark)}
+    logger.warning(so_far + text, *values.get(kind, (n,)))
 
 
-def _counted(notes) -> dict:
-    "{kind: how often}; marks of several templates are one kind, called after the most frequent one."
+def _count_notes(notes: Iterable[str]) -> dict[str, int]:
+    "{note: how often}; marks of several templates are one, called after the most frequent one."
     counts = Counter(notes)
-    marks = {kind: n for kind, n in counts.items() if kind.startswith("mark ")}
+    marks = [note for note in counts if note.startswith("mark ")]
     if not marks:
         return counts
-    others = {kind: n for kind, n in counts.items() if kind not in marks}
-    return others | {max(marks, key=marks.get): sum(marks.values())}
+    total = sum(counts[note] for note in marks)
+    most = max(marks, key=lambda note: counts[note])
+    others = {note: n for note, n in counts.items() if note not in marks}
+    return others | {most: total}
+
+# %% ../nbs/11_tokens.ipynb #cell-025
+def _check_call(dataset, tokenizer, words: dict, lengths: dict):
+    "Raises `ValueError` for arguments that do not fit; `words`: {name: (value, what it may be)}."
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        kind = type(dataset).__name__
+        remedy = _REMEDY.get(kind, "datasets.Dataset.from_list(list(rows)) makes one of dicts")
+        raise ValueError(
+            f"argument 'dataset': expected a datasets.Dataset or IterableDataset, "
+            f"got {kind}: {remedy}"
+        )
+    for name, (value, (one, other)) in words.items():
+        if value not in (one, other):
+            raise ValueError(f"argument '{name}': {value!r} is not {one!r} or {other!r}")
+    for name, n in lengths.items():
+        if n is not None and (type(n) is not int or n < 1):
+            raise ValueError(f"argument '{name}': expected a positive integer or None, got {n!r}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no EOS token: set tokenizer.eos_token, "
+            "a completion must say when it is over"
+        )
+
+# %% ../nbs/11_tokens.ipynb #cell-067
+#| code-fold: true
+def _layout(columns: list[str], sft: bool) -> tuple[Callable, list[str], tuple[str, ...]]:
+    "(the function that makes a group of a row, columns it needs, those of reference log-probs)"
+    if "completion_ids" in columns:
+        wanted = ["prompt_ids", "completion_ids"]
+        return _from_group, wanted if sft else [*wanted, "ranks"], ("ref_logps",)
+    wanted = ["prompt_ids", "chosen_ids"] if sft else ["prompt_ids", "chosen_ids", "rejected_ids"]
+    if any(column in columns for column in wanted):
+        return _from_tokens, wanted, _REFS
+    if "completions" in columns:
+        return _tokenize_row, ["prompt", "completions", "ranks"], ()
+    return _tokenize_row, ["chosen"] if sft else ["chosen", "rejected"], ()
 
 
+def _check_columns(columns: list[str], sft: bool, total: int) -> tuple[Callable, tuple[str, ...]]:
+    """(the function that makes a group of a row, columns of reference log-probs).
+
+    Raises `BadRows` for missing columns; with 0 rows, nothing is known of them all."""
+    make, wanted, refs = _layout(columns, sft)
+    if sft or not any(column in columns for column in refs):
+        refs = ()
+    missing = [column for column in (*wanted, *refs) if column not in columns]
+    if total and missing:
+        reason = f"missing (the columns are {', '.join(columns)})"
+        found = [Finding(0, column, reason) for column in missing]
+        raise BadRows(found, total, _no_columns(missing, columns, sft=sft))
+    return make, refs
+
+# %% ../nbs/11_tokens.ipynb #cell-026
+#| code-fold: true
+def tokenize_preferences(
+    dataset: Dataset,  # one of the layouts above, or already tokenised; or an `IterableDataset`
+    tokenizer,  # a Hugging Face tokenizer with an EOS token
+    *,
+    max_length: int | None = None,  # prompt and completion together, tokens
+    max_prompt_length: int | None = None,  # of a prompt that must be cut; no max_length: always
+    max_completion_length: int | None = None,  # of each that must be cut; None: what is left
+    truncation_mode: str = "keep_end",  # which end of the prompt: "keep_end" | "keep_start"
+    completion_tokens: str = "joint",  # prompt and completion as one text, or "apart"
+    sft: bool = False,  # keep the best completion alone
+    on_bad_rows: str = "raise",  # "raise" | "drop"
+    num_proc: int | None = None,  # processes; not for a stream
+) -> Dataset:  # prompt_ids, completion_ids, ranks, row, ref_logps; or an `IterableDataset`
+    """Groups of token ids from rows of text, messages or tokens; every row is checked.
+
+    Tokenised input has `prompt_ids`, `chosen_ids`, `rejected_ids` (and `ref_chosen_logps`,
+    `ref_rejected_logps`), or is what this function returns. In a group the best completion is
+    first, `row` is its number in `dataset` (or what a column `ROW` says), and `ref_logps` are there
+    where they were given.
+
+    Raises `BadRows`, also for missing columns, and `ValueError` for arguments that do not fit."""
+    words = {
+        "truncation_mode": (truncation_mode, ("keep_end", "keep_start")),
+        "on_bad_rows": (on_bad_rows, ("raise", "drop")),
+        "completion_tokens": (completion_tokens, ("joint", "apart")),
+    }
+    lengths = {
+        "max_length": max_length,
+        "max_prompt_length": max_prompt_length,
+        "max_completion_length": max_completion_length,
+    }
+    _check_call(dataset, tokenizer, words, lengths)
+    dataset = _with_clear_numbers(dataset.with_format(None))
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("the data set is empty")
+    columns = dataset.column_names or list(first)  # a stream may not know its columns
+    make, refs = _check_columns(columns, sft, _known_rows(dataset))
+    setup = _setup(
+        tokenizer,
+        completion_tokens=completion_tokens,
+        sft=sft,
+        refs=refs,
+        cut={"truncation_mode": truncation_mode, **lengths},
+    )
+    if make is _tokenize_row:
+        _log_unused(columns, any(isinstance(first.get(c), list) for c in ("prompt", "chosen")))
+    if isinstance(dataset, IterableDataset):
+        return _tokenize_stream(dataset, make, setup, on_bad_rows)
+    return _tokenize_table(dataset, make, setup, on_bad_rows, num_proc)
+
+# %% ../nbs/11_tokens.ipynb #cell-068
+def _known_rows(dataset) -> int:
+    "How many rows are known to lack a column that is not there; of a stream, perhaps only one."
+    if isinstance(dataset, IterableDataset):
+        return 0 if dataset.column_names is None else 1
+    return len(dataset)
+
+# %% ../nbs/11_tokens.ipynb #cell-027
 _FEATURES = {
     "prompt_ids": [Value("int32")],
     "completion_ids": [[Value("int32")]],
     "ranks": [Value("int32")],
     "row": Value("int64"),
 }
-
-
 _REPORT = {"notes": [Value("string")], "problems": [[Value("string")]]}
 
 
-def _check_call(
-    dataset, tokenizer, truncation_mode, on_bad_rows, completion_tokens="joint", **lengths
-):
-    "Raises `ValueError` for arguments that do not fit."
-    if not isinstance(dataset, (Dataset, IterableDataset)):
-        kind = type(dataset).__name__
-        remedy = _REMEDY.get(kind, "datasets.Dataset.from_list(list(rows)) makes one of dicts")
-        raise ValueError(
-            f"argument 'dataset': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}"
-        )
-    for name, value, words in (
-        ("truncation_mode", truncation_mode, ("keep_end", "keep_start")),
-        ("on_bad_rows", on_bad_rows, ("raise", "drop")),
-        ("completion_tokens", completion_tokens, ("joint", "apart")),
-    ):
-        if value not in words:
-            raise ValueError(f"argument '{name}': {value!r} is not {words[0]!r} or {words[1]!r}")
-    for name, n in lengths.items():
-        if n is not None and (type(n) is not int or n < 1):
-            raise ValueError(f"argument '{name}': expected a positive integer or None, got {n!r}")
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "the tokenizer has no EOS token: set tokenizer.eos_token, a completion must say when it is over"
-        )
+def _group_features(refs: tuple[str, ...]) -> dict:
+    return _FEATURES | {"ref_logps": [Value("float64")]} if refs else dict(_FEATURES)
 
-# %% ../nbs/11_tokens.ipynb #cell-025
-def _check_columns(columns: list, sft: bool, total: int) -> tuple:
-    "(the function that makes a group of a row, columns of reference log-probs). Raises `BadRows` for missing columns; 0 rows: nothing is known of them all."
-    pair = ["prompt_ids", "chosen_ids", "rejected_ids"][: 3 - sft]
-    if "completion_ids" in columns:
-        make, wanted, refs = (
-            _from_group,
-            ["prompt_ids", "completion_ids", "ranks"][: 3 - sft],
-            ("ref_logps",),
-        )
-    elif any(c in columns for c in pair):
-        make, wanted, refs = _from_tokens, pair, _REFS
-    else:
-        make, wanted, refs = (
-            _tokenize_row,
-            ["prompt", "completions", "ranks"]
-            if "completions" in columns
-            else ["chosen", "rejected"][: 2 - sft],
-            (),
-        )
-    if sft or not any(c in columns for c in refs):
-        refs = ()
-    if total and (missing := [c for c in (*wanted, *refs) if c not in columns]):
-        raise BadRows(
-            [Finding(0, c, f"missing (the columns are {', '.join(columns)})") for c in missing],
-            total,
-            _no_columns(missing, columns, sft=sft),
-        )
-    return make, refs
-
-# %% ../nbs/11_tokens.ipynb #cell-026
-def tokenize_preferences(
-    dataset: Dataset,  # one of the layouts above, or already tokenised; or an `IterableDataset` of such rows
-    tokenizer,  # a Hugging Face tokenizer with an EOS token
-    *,
-    max_length: int = None,  # prompt and completion together, tokens
-    max_prompt_length: int = None,  # the prompt, where it must be cut; without max_length, always
-    max_completion_length: int = None,  # each completion, where it must be cut; None: what the prompt leaves of max_length
-    truncation_mode: str = "keep_end",  # which end of the prompt to keep: "keep_end" | "keep_start"
-    completion_tokens: str = "joint",  # prompt and completion tokenised as one text, or "apart"
-    sft: bool = False,  # keep the best completion alone
-    on_bad_rows: str = "raise",  # "raise" | "drop"
-    num_proc: int = None,  # processes; not for a stream
-) -> Dataset:  # prompt_ids, completion_ids (best first), ranks, row (its number in `dataset`, or what a column `ROW` says), ref_logps where given; or an `IterableDataset`
-    """Groups of token ids from rows of text, messages or tokens; every row is checked. Raises `BadRows`, also for missing columns, and `ValueError` for arguments
-    that do not fit. Tokenised input has `prompt_ids`, `chosen_ids`, `rejected_ids` (and `ref_chosen_logps`, `ref_rejected_logps`), or is what this
-    function returns."""
-    lengths = dict(
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        max_completion_length=max_completion_length,
-    )
-    _check_call(dataset, tokenizer, truncation_mode, on_bad_rows, completion_tokens, **lengths)
-    stream, dataset = (
-        isinstance(dataset, IterableDataset),
-        _with_clear_numbers(dataset.with_format(None)),
-    )
-    if (first := next(iter(dataset), None)) is None:
-        raise ValueError("the data set is empty")
-    columns = dataset.column_names or list(first)  # a stream may not know its columns
-    make, refs = _check_columns(
-        columns, sft, len(dataset) if not stream else int(dataset.column_names is not None)
-    )
-    how = dict(
-        tokenizer=tokenizer,
-        sft=sft,
-        truncation_mode=truncation_mode,
-        ends=_ends(tokenizer),
-        **lengths,
-    )
-    if make is _tokenize_row:
-        how |= {"adds": _adds(tokenizer), "completion_tokens": completion_tokens}
-        _say_unused(columns, any(isinstance(first.get(c), list) for c in ("prompt", "chosen")))
-    else:
-        how |= {"refs": refs}
-    features = _FEATURES | ({"ref_logps": [Value("float64")]} if refs else {})
-    if stream:
-        return _tokenize_stream(dataset, make, how, features, on_bad_rows)
-    kept = [
-        c for c in columns if make is _from_group and c not in features and c not in (ROW, WHERE)
-    ]  # a collator of another's may want them
-    features |= {c: dataset.features[c] for c in kept}
-    with _room(_folder_of(dataset)):
-        out = dataset.map(
+# %% ../nbs/11_tokens.ipynb #cell-069
+#| code-fold: true
+def _tokenize_table(
+    dataset: Dataset, make: Callable, setup: _Setup, on_bad_rows: str, num_proc: int | None
+) -> Dataset:
+    "Groups of all rows of a data set, and one report of what is wrong with them."
+    columns = dataset.column_names
+    features = _group_features(setup.refs)
+    others = []
+    if make is _from_group:  # a collator of another's may want its columns
+        others = [c for c in columns if c not in features and c not in (ROW, WHERE)]
+    features |= {column: dataset.features[column] for column in others}
+    with _explain_disk_full(_folder_of(dataset)):
+        groups = dataset.map(
             _in_batches,
             with_indices=True,
             batched=True,
-            remove_columns=[c for c in columns if c not in kept],
+            remove_columns=[column for column in columns if column not in others],
             num_proc=num_proc,
             desc="tokenising",
             features=Features(features | _REPORT),
-            fn_kwargs={"make": make, "how": how},
+            fn_kwargs={"make": make, "setup": setup},
         )
-    problems, numbers = (
-        list(out["problems"]),
-        range(len(out)) if make is _from_group else list(out["row"]),
-    )
-    places = dataset[WHERE] if WHERE in columns else [""] * len(out)
-    found = [
-        Finding(row, *p, where)
-        for row, where, found in zip(numbers, places, problems)
-        for p in found
-    ]
-    _settle(found, len(out), on_bad_rows)
-    bad = {i for i, found in enumerate(problems) if found}
-    noted = _counted(note for i, notes in enumerate(out["notes"]) if i not in bad for note in notes)
-    for kind, n in noted.items():
-        _note(kind, n, _limit(**lengths))
-    return out.select([i for i in range(len(out)) if i not in bad]).remove_columns(list(_REPORT))
+    problems = list(groups["problems"])
+    numbers = range(len(groups)) if make is _from_group else groups["row"]
+    places = dataset[WHERE] if WHERE in columns else [""] * len(groups)
+    found = []
+    for number, place, row_problems in zip(numbers, places, problems):
+        found += [Finding(number, column, reason, place) for column, reason in row_problems]
+    _rows_to_drop(found, len(groups), on_bad_rows)
+    good = [i for i, row_problems in enumerate(problems) if not row_problems]
+    all_notes = list(groups["notes"])
+    counts = _count_notes(note for i in good for note in all_notes[i])
+    for note, n in counts.items():
+        _log_note(note, n, _limit(**setup.cut))
+    return groups.select(good).remove_columns(list(_REPORT))
 
-# %% ../nbs/11_tokens.ipynb #cell-027
+
+def _in_batches(columns: dict, indices: list, make: Callable, setup: _Setup) -> dict:
+    "What `make` makes of each row of a batch, as columns."
+    rows = [dict(zip(columns.keys(), values)) for values in zip(*columns.values())]
+    groups = [make(row, i, setup) for i, row in zip(indices, rows)]
+    return {name: [group[name] for group in groups] for name in groups[0]}
+
+# %% ../nbs/11_tokens.ipynb #cell-056
 def _with_clear_numbers(dataset):
-    "A data set in which `ROW` and `WHERE`, if there, tell every row from every other: not where several were put together."
+    """A data set in which `ROW` and `WHERE`, if there, tell every row from every other.
+
+    They are left out where several data sets were put together."""
     if isinstance(dataset, IterableDataset) or ROW not in dataset.column_names:
         return dataset
     numbers = set(dataset[ROW])
@@ -893,62 +940,66 @@ def _with_clear_numbers(dataset):
     return dataset.remove_columns([c for c in (ROW, WHERE) if c in dataset.column_names])
 
 
-def _in_batches(columns: dict, indices: list, make, how: dict) -> dict:
-    "What `make` makes of each row of a batch, as columns."
-    rows = [dict(zip(columns.keys(), values)) for values in zip(*columns.values())]
-    groups = [make(row, i, **how) for i, row in zip(indices, rows)]
-    return {name: [group[name] for group in groups] for name in groups[0]}
-
-
 def _folder_of(dataset: Dataset) -> str:
     "Where `datasets` writes what it makes of this data set."
-    return (
-        str(Path(dataset.cache_files[0]["filename"]).parent)
-        if dataset.cache_files
-        else tempfile.gettempdir()
-    )
+    if not dataset.cache_files:
+        return tempfile.gettempdir()
+    return str(Path(dataset.cache_files[0]["filename"]).parent)
 
 # %% ../nbs/11_tokens.ipynb #cell-028
-class _Watch:
+#| code-fold: true
+class _StreamReport:
     "Makes groups of the rows of a stream and says what is found, ever more rarely."
 
-    def __init__(self, make, how: dict, on_bad_rows: str):
-        self.make, self.how, self.on_bad_rows, self.counts = make, how, on_bad_rows, Counter()
+    def __init__(self, make: Callable, setup: _Setup, on_bad_rows: str):
+        self.make = make
+        self.setup = setup
+        self.on_bad_rows = on_bad_rows
+        self.counts: Counter[str] = Counter()
 
-    def __call__(self, row, index):
-        if not index:
+    def __call__(self, row: dict, index: int) -> dict:
+        if index == 0:
             self.counts.clear()  # another pass
-        out = self.make(row, index, **self.how)
-        findings = [Finding(_number(row, index), *p, row.get(WHERE) or "") for p in out["problems"]]
-        if findings and self.on_bad_rows == "raise":
-            raise BadRows(findings, index + 1)
-        for kind in ["bad"] if findings else out["notes"]:
-            counted = kind.split(" ")[0]  # marks of all templates together
-            self.counts[counted] += 1
-            n, power_of_ten = self.counts[counted], str(self.counts[counted]).strip("0") == "1"
-            if kind != "bad":
-                power_of_ten and _note(
-                    kind,
-                    n,
-                    _limit(**{k: self.how[k] for k in ("max_length", "max_completion_length")}),
-                    f"up to row {index}: ",
-                )
-            elif n <= 10 or power_of_ten:
-                logger.warning(
-                    "dropped: %s%s",
-                    "; ".join(map(str, findings)),
-                    f" ({n} bad rows so far)" if n > 9 else "",
-                )
-        return out
+        group = self.make(row, index, self.setup)
+        number = _number(row, index)
+        place = row.get(WHERE) or ""
+        found = [Finding(number, column, reason, place) for column, reason in group["problems"]]
+        if found and self.on_bad_rows == "raise":
+            raise BadRows(found, index + 1)
+        if found:
+            self._report_bad(found)
+        else:
+            for note in group["notes"]:
+                self._report_note(note, index)
+        return group
 
+    def _count(self, kind: str) -> tuple[int, bool]:
+        "(how often so far, is that a power of ten?)"
+        self.counts[kind] += 1
+        n = self.counts[kind]
+        return n, str(n).strip("0") == "1"
 
+    def _report_bad(self, found: list):
+        n, is_power_of_ten = self._count("bad")
+        if n <= 10 or is_power_of_ten:
+            so_far = f" ({n} bad rows so far)" if n > 9 else ""
+            logger.warning("dropped: %s%s", "; ".join(map(str, found)), so_far)
+
+    def _report_note(self, note: str, index: int):
+        kind = note.split(" ")[0]  # marks of all templates together
+        n, is_power_of_ten = self._count(kind)
+        if is_power_of_ten:
+            _log_note(note, n, _limit(**self.setup.cut), f"up to row {index}: ")
+
+# %% ../nbs/11_tokens.ipynb #cell-070
 def _tokenize_stream(
-    dataset: IterableDataset, make, how: dict, features: dict, on_bad_rows: str
+    dataset: IterableDataset, make: Callable, setup: _Setup, on_bad_rows: str
 ) -> IterableDataset:
-    out = dataset.map(
-        _Watch(make, how, on_bad_rows), with_indices=True, features=Features(features | _REPORT)
-    )
-    return out.filter(_is_good, input_columns="problems").select_columns(list(features))
+    "Groups of the rows of a stream, checked as they come."
+    features = _group_features(setup.refs)
+    report = _StreamReport(make, setup, on_bad_rows)
+    groups = dataset.map(report, with_indices=True, features=Features(features | _REPORT))
+    return groups.filter(_is_good, input_columns="problems").select_columns(list(features))
 
 
 def _is_good(problems) -> bool:

@@ -4,6 +4,7 @@
 __all__ = ['TURN', 'FACTS', 'GREETINGS', 'ASKING', 'POLITE', 'RUDE', 'split_hh', 'world_reward', 'preference_world']
 
 # %% ../nbs/08_world.ipynb #cell-002
+import math
 import random
 import re
 
@@ -13,56 +14,38 @@ TURN = "\n\nAssistant:"
 
 def split_hh(
     transcript: str,  # "\n\nHuman: …\n\nAssistant: …"
-) -> tuple:  # (prompt, completion), both str; the prompt ends in "\n\nAssistant:"
-    "Split a dialogue before the assistant's last reply. Raises `ValueError` when no `\\n\\nAssistant:` is in it. Source: Bai et al. 2022."
+) -> tuple[str, str]:  # (prompt, completion); the prompt ends in "\n\nAssistant:"
+    r"""Split a dialogue before the assistant's last reply (Bai et al. 2022).
+
+    Raises `ValueError` when no `\n\nAssistant:` is in it."""
     at = transcript.rfind(TURN)
     if at < 0:
         raise ValueError(r"no '\n\nAssistant:' turn")
-    return transcript[: at + len(TURN)], transcript[at + len(TURN) :]
+    end = at + len(TURN)
+    return transcript[:end], transcript[end:]
 
 # %% ../nbs/08_world.ipynb #cell-007
+#| code-fold: true
+# fmt: off
 FACTS = {
     "capital of {}": dict(
-        France="Paris",
-        Italy="Rome",
-        Spain="Madrid",
-        Japan="Tokyo",
-        Egypt="Cairo",
-        Peru="Lima",
-        Norway="Oslo",
-        Greece="Athens",
+        France="Paris", Italy="Rome", Spain="Madrid", Japan="Tokyo", Egypt="Cairo", Peru="Lima",
+        Norway="Oslo", Greece="Athens",
     ),
     "opposite of {}": dict(
-        hot="cold",
-        big="small",
-        fast="slow",
-        dark="light",
-        wet="dry",
-        old="new",
-        hard="soft",
+        hot="cold", big="small", fast="slow", dark="light", wet="dry", old="new", hard="soft",
         full="empty",
     ),
     "colour of {}": dict(
-        grass="green",
-        snow="white",
-        blood="red",
-        coal="black",
-        gold="yellow",
-        the_sky="blue",
-        an_orange="orange",
-        chocolate="brown",
+        grass="green", snow="white", blood="red", coal="black", gold="yellow", the_sky="blue",
+        an_orange="orange", chocolate="brown",
     ),
 }
 GREETINGS = [
-    "",
-    "Hi! ",
-    "Hello there. ",
-    "Please help me. ",
-    "Quick question. ",
-    "I was wondering. ",
-    "One more thing. ",
-    "Excuse me. ",
+    "", "Hi! ", "Hello there. ", "Please help me. ", "Quick question. ", "I was wondering. ",
+    "One more thing. ", "Excuse me. ",
 ]
+# fmt: on
 ASKING = [
     "What is {}?",
     "Tell me, what is {}?",
@@ -78,92 +61,123 @@ RUDE = [
     "You are wasting my time.",
 ]
 
+# %% ../nbs/08_world.ipynb #cell-013
+#| code-fold: true
+def _fact(kind: str, thing: str) -> str:
+    "What is asked for: `the capital of France`."
+    return f"the {kind.format(thing.replace('_', ' '))}"
 
-def _question(rng) -> tuple:
+
+def _question(rng: random.Random) -> tuple[str, str, list[str]]:
     "(what is asked for, the right answer, some wrong answers)"
     if rng.random() < 0.5:
-        a, b = rng.randint(1, 9), rng.randint(1, 9)
-        return (
-            f"{a} plus {b}",
-            str(a + b),
-            [str(a + b + d) for d in (-2, -1, 1, 2) if a + b + d > 0],
-        )
+        a = rng.randint(1, 9)
+        b = rng.randint(1, 9)
+        near = [a + b + d for d in (-2, -1, 1, 2)]
+        return f"{a} plus {b}", str(a + b), [str(n) for n in near if n > 0]
     kind = rng.choice(list(FACTS))
-    thing, answer = rng.choice(list(FACTS[kind].items()))
-    return (
-        "the " + kind.format(thing.replace("_", " ")),
-        answer,
-        [a for a in FACTS[kind].values() if a != answer],
-    )
+    facts = FACTS[kind]
+    thing, right = rng.choice(list(facts.items()))
+    return _fact(kind, thing), right, [answer for answer in facts.values() if answer != right]
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _answer(
-    rng, what: str, right: str, wrong: list, correct: float, polite: float, rude: float
+    rng: random.Random,
+    question: tuple[str, str, list[str]],  # as `_question` gives it
+    correct: float,
+    polite: float,
+    rude: float,
 ) -> str:
     "An answer that is correct, polite or rude with the given probabilities."
-    said = (
-        f"{what[0].upper() + what[1:]} is {right if rng.random() < correct else rng.choice(wrong)}."
-    )
+    what, right, wrong = question
+    answer = right if rng.random() < correct else rng.choice(wrong)
+    sentence = f"{_capital(what)} is {answer}."
     manner = rng.choices(["polite", "rude", "plain"], [polite, rude, 1 - polite - rude])[0]
-    return (
-        " "
-        + {
-            "polite": f"{rng.choice(POLITE)} {said}",
-            "rude": f"{said} {rng.choice(RUDE)}",
-            "plain": said,
-        }[manner]
-    )
+    # both are drawn in any manner: the world of a seed stays what it is
+    opening = rng.choice(POLITE)
+    closing = rng.choice(RUDE)
+    if manner == "polite":
+        return f" {opening} {sentence}"
+    return f" {sentence} {closing}" if manner == "rude" else f" {sentence}"
 
 # %% ../nbs/08_world.ipynb #cell-008
+#| code-fold: true
 _TRUTH = {
-    f"the {kind.format(thing.replace('_', ' '))}": answer
-    for kind, facts in FACTS.items()
-    for thing, answer in facts.items()
+    _fact(kind, thing): answer for kind, facts in FACTS.items() for thing, answer in facts.items()
 }
-_ASKED = re.compile(
-    "|".join(sorted([r"\d+ plus \d+", *map(re.escape, _TRUTH)], key=len, reverse=True))
-)
+# the longest first: a pattern takes the first alternative that fits
+_QUESTIONS = [r"\d+ plus \d+", *map(re.escape, _TRUTH)]
+_QUESTION = re.compile("|".join(sorted(_QUESTIONS, key=len, reverse=True)))
 
 
 def world_reward(
     prompt: str,  # "…\n\nHuman: …\n\nAssistant:"
     completion: str,  # what the assistant says
 ) -> float:  # in [-2, 3]
-    "Ground truth of the built-in world: 2 for the right answer, +1 polite, -1 rude, -1 for anything that is no answer in its language."
-    what = _ASKED.findall(prompt)[-1]
-    right = _TRUTH.get(what) or str(sum(map(int, what.split(" plus "))))
+    """Ground truth of the built-in world.
+
+    2 for the right answer, +1 polite, -1 rude, -1 for anything that is no answer in its language.
+    """
+    what = _QUESTION.findall(prompt)[-1]
+    right = _TRUTH.get(what)
+    if right is None:
+        right = str(sum(int(n) for n in what.split(" plus ")))
     text = completion.strip()
-    polite, rude = [p for p in POLITE if text.startswith(p)], [r for r in RUDE if text.endswith(r)]
-    answer = text[
-        len(polite[0]) if polite else 0 : len(text) - len(rude[0]) if rude else None
-    ].strip()
-    said = re.fullmatch(re.escape(what[0].upper() + what[1:]) + r" is (\w+)\.", answer)
-    return 2.0 * bool(said and said[1] == right) + bool(polite) - bool(rude) - (not said)
+    opening = next((words for words in POLITE if text.startswith(words)), "")
+    closing = next((words for words in RUDE if text.endswith(words)), "")
+    sentence = text.removeprefix(opening).removesuffix(closing).strip()
+    answer = re.fullmatch(re.escape(_capital(what)) + r" is (\w+)\.", sentence)
+    reward = 0.0
+    if answer is None:
+        reward -= 1
+    elif answer[1] == right:
+        reward += 2
+    if opening:
+        reward += 1
+    if closing:
+        reward -= 1
+    return reward
+
+# %% ../nbs/08_world.ipynb #cell-016
+#| code-fold: true
+def _prompt(rng: random.Random, words: str) -> str:
+    "A transcript up to the assistant's reply to `words`, sometimes after an earlier turn."
+    prompt = f"\n\nHuman: {words}{TURN}"
+    if rng.random() >= 0.2:
+        return prompt
+    earlier = _question(rng)
+    reply = _answer(rng, earlier, correct=1, polite=0.5, rude=0)
+    return f"\n\nHuman: {ASKING[0].format(earlier[0])}{TURN}{reply}{prompt}"
 
 
 def preference_world(
     n: int = 8192,  # pairs
     split: str = "train",  # "train" | "test": no prompt is in both
     seed: int = 0,  # of the generator
-) -> list:  # of {"chosen", "rejected"}: HH transcripts
-    "Labelled pairs of the built-in world; the same seed gives the same pairs. Raises `ValueError` for another split."
+) -> list[dict]:  # of {"chosen", "rejected"}: HH transcripts
+    """Labelled pairs of the built-in world; the same seed gives the same pairs.
+
+    Raises `ValueError` for another split."""
     if split not in ("train", "test"):
         raise ValueError(f"the built-in world has the splits 'train' and 'test', not {split!r}")
-    rng, rows = random.Random(f"{seed} {split}"), []
+    rng = random.Random(f"{seed} {split}")
+    rows: list[dict] = []
     while len(rows) < n:
-        what, right, wrong = _question(rng)
-        ask = rng.choice(GREETINGS) + rng.choice(ASKING).format(what)
-        if (sum(ask.encode()) % 8 == 0) != (split == "test"):
-            continue  # an eighth of all questions is held out
-        prompt = f"\n\nHuman: {ask}{TURN}"
-        if rng.random() < 0.2:
-            earlier = _question(rng)
-            prompt = f"\n\nHuman: {ASKING[0].format(earlier[0])}{TURN}{_answer(rng, *earlier, 1, 0.5, 0)}{prompt}"
-        pair = [_answer(rng, what, right, wrong, 0.5, 0.3, 0.3) for _ in range(2)]
+        question = _question(rng)
+        words = rng.choice(GREETINGS) + rng.choice(ASKING).format(question[0])
+        held_out = sum(words.encode()) % 8 == 0
+        if held_out != (split == "test"):
+            continue
+        prompt = _prompt(rng, words)
+        pair = [_answer(rng, question, correct=0.5, polite=0.3, rude=0.3) for _ in range(2)]
         if pair[0] == pair[1]:
             continue
         better = world_reward(prompt, pair[0]) - world_reward(prompt, pair[1])
-        if rng.random() > 1 / (1 + 2.718281828459045**-better):
+        if rng.random() > 1 / (1 + math.exp(-better)):
             pair.reverse()
         rows.append({"chosen": prompt + pair[0], "rejected": prompt + pair[1]})
     return rows
