@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
-from .packing import _few_groups, _first_line, _no_grad_pass, _vocabulary
+from .packing import _first_line, _no_grad_pass, _trial_groups, _vocabulary
 
 logger = logging.getLogger("slpo")
 
@@ -657,7 +657,7 @@ def _disable_jitter(model, owners: list):
     ]
     if not found:
         return
-    ((group, _),) = _few_groups(model, 1)
+    group, _ = _trial_groups(model, 1)
     ids = torch.tensor([group["prompt_ids"] + group["completion_ids"][0]], device=model.device)
 
     def logits():

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from slpo.packing import PreferenceCollator
 from slpo.tokens import _cut
-from slpo.packing import _packed_logps, _why_not_in_chunks, _why_not_packed
+from slpo.packing import batch_logps, _why_not_in_chunks, _why_not_packed
 
 COMMON = dict(
     vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64
@@ -109,7 +109,7 @@ def compare(model, groups, row_length, budget_mb=math.inf):
 
     want, want_grads = both(one_by_one(model, groups))
     batch = PreferenceCollator(0, row_length=row_length)(groups)
-    got, grads = both(_packed_logps(model, batch, budget_mb))
+    got, grads = both(batch_logps(model, batch, budget_mb))
     largest = max(g.abs().max() for g in want_grads if g is not None)
     return (got - want).abs().max().item(), max(
         ((a - b).abs().max() / largest).item() for a, b in zip(grads, want_grads) if b is not None
@@ -154,7 +154,7 @@ def test_with_gradient_checkpointing(name, double_throughout):
 
     def grads(model):
         return torch.autograd.grad(
-            _packed_logps(model.train(), batch).sum(), list(model.parameters())
+            batch_logps(model.train(), batch).sum(), list(model.parameters())
         )
 
     plain = grads(model)
@@ -190,7 +190,7 @@ def test_bfloat16_stays_within_its_own_noise(name):
     many = groups(40, 2)
     with torch.no_grad():
         exact, separate = one_by_one(wide, many), one_by_one(narrow, many)
-        packed = _packed_logps(narrow, PreferenceCollator(0, row_length=200)(many))
+        packed = batch_logps(narrow, PreferenceCollator(0, row_length=200)(many))
     assert (packed - exact).square().mean() < 2 * (separate - exact).square().mean()
 
 
@@ -240,7 +240,7 @@ def test_a_head_that_is_not_plain_keeps_its_work(monkeypatch):
     )
     assert _why_not_packed(model) is None and "head is a" in _why_not_in_chunks(model)
     model = tiny("Granite", PACKED["Granite"])
-    monkeypatch.setattr("slpo.trainer._after_head", lambda config: {})
+    monkeypatch.setattr("slpo.packing._after_head", lambda config: {})
     assert "unknown" in _why_not_in_chunks(model)
 
 
@@ -256,4 +256,4 @@ def test_flex_attention_sees_what_sdpa_sees(name):
     assert _why_not_packed(flex) is None
     with torch.no_grad():
         batch = PreferenceCollator(0, pad_to_multiple_of=128, row_length=60)(groups(6, 2))
-        torch.testing.assert_close(_packed_logps(flex, batch), one_by_one(sdpa, groups(6, 2)))
+        torch.testing.assert_close(batch_logps(flex, batch), one_by_one(sdpa, groups(6, 2)))
