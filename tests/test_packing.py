@@ -1,4 +1,5 @@
-"""Packed, prefix-shared rows must give what separate rows give: log-probabilities and gradients, for every architecture that takes them."""
+"""Packed, prefix-shared rows must give what separate rows give: log-probabilities and gradients,
+for every architecture that takes them."""
 
 import copy
 import math
@@ -67,7 +68,8 @@ def groups(n, K, seed=0):
 
 @pytest.fixture
 def double_throughout(monkeypatch):
-    "Some layers compute in float32 whatever the model's precision; here that would hide a difference, or look like one."
+    """Some layers compute in float32 whatever the model's precision; here that would hide a
+    difference, or look like one."""
     to, in_float = torch.Tensor.to, torch.Tensor.float
 
     def wide(x):
@@ -86,7 +88,8 @@ def double_throughout(monkeypatch):
 
 
 def one_by_one(model, groups):
-    "(N,) log-probabilities, each completion behind its prompt in a row of its own, with nothing but the model."
+    """(N,) log-probabilities, each completion behind its prompt in a row of its own, with nothing
+    but the model."""
 
     def logp(prompt, completion):
         ids = torch.tensor([prompt + completion], device=model.device)
@@ -183,7 +186,8 @@ def test_with_adapters(double_throughout):
 
 @pytest.mark.parametrize("name", ["GPTNeoX", "Llama", "GPT2"])
 def test_bfloat16_stays_within_its_own_noise(name):
-    "Packed rows are no further from the float64 result than separate rows are, up to a factor that luck explains."
+    """Packed rows are no further from the float64 result than separate rows are, up to a factor
+    that luck explains."""
     wide = tiny(name, PACKED[name])
     narrow = copy.deepcopy(wide).bfloat16()
     wide = copy.deepcopy(narrow).double()
@@ -211,7 +215,7 @@ def test_other_attention_and_leaks_are_seen(monkeypatch):
         assert _why_not_packed(model) is None
         with monkeypatch.context() as m:  # plain causal: everything before is seen
             m.setattr(
-                "slpo.trainer.packed_mask",
+                "slpo.packing.packed_mask",
                 lambda group, part: (
                     torch.ones(group.shape[1], group.shape[1]).tril().bool()[None, None]
                 ),
@@ -247,7 +251,8 @@ def test_a_head_that_is_not_plain_keeps_its_work(monkeypatch):
 @pytest.mark.parametrize("name", ["GPTNeoX", "Llama"])
 @torch.compiler.set_stance("force_eager")
 def test_flex_attention_sees_what_sdpa_sees(name):
-    "Forward only, and not compiled: PyTorch has no backward pass of flex_attention on a CPU, and compiling takes a compiler."
+    """Forward only, and not compiled: PyTorch has no backward pass of flex_attention on a CPU,
+    and compiling takes a compiler."""
     settings = {**PACKED[name], "hidden_size": 64}
     flex, sdpa = (
         tiny(name, settings, torch.float32, attn_implementation=a)

@@ -1,4 +1,5 @@
-"""Settings that cannot work, or would have no effect, are refused by name, before anything is loaded or computed."""
+"""Settings that cannot work, or would have no effect, are refused by name, before anything is
+loaded or computed."""
 
 from dataclasses import replace
 

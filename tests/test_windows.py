@@ -1,4 +1,5 @@
-"""Attention that does not see everything: packed rows are vouched for on the longest groups of the data, or they are padded."""
+"""Attention that does not see everything: packed rows are vouched for on the longest groups of
+the data, or they are padded."""
 
 import datasets
 import pytest
@@ -103,7 +104,8 @@ def longest(dataset):
 @pytest.mark.parametrize("K,tokenised", [(2, False), (4, True)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_boundary(kind, K, tokenised, tmp_path):
-    "The last token predicts nothing, so that all is seen while the longest row has one token more than the window or chunk."
+    """The last token predicts nothing, so that all is seen while the longest row has one token
+    more than the window or chunk."""
     text = rows_of_text(K)
     groups = tokenize_preferences(text, WORDS)
     n = longest(groups)
