@@ -34,7 +34,7 @@ from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 from .data import load_preferences
 from .dpo import dpo_loss
 from .mass import mass_targets
-from .packing import PreferenceCollator, _packed_logps, group_size, token_logps
+from .packing import PreferenceCollator, batch_logps, group_size, token_logps
 from .plot import PALETTE, use_style
 from .settings import SLPOConfig
 from .tokens import tokenize_preferences, train_tokenizer
@@ -230,12 +230,12 @@ def _unshared(model, groups, pad):
     def prepare(rows):
         with torch.no_grad():
             for i in rows:
-                before[i] = _packed_logps(ref_model, alone([i]))
+                before[i] = batch_logps(ref_model, alone([i]))
 
     def step(rows):
         batch = alone(rows)
         loss = dpo_loss(
-            _packed_logps(model, batch, 256).view(-1, 2),
+            batch_logps(model, batch, 256).view(-1, 2),
             torch.cat([before[i] for i in rows]).view(-1, 2),
         )
         loss.backward()

@@ -4,10 +4,10 @@
 __all__ = ['logger', 'torch_dtype', 'check_model_files', 'load_model', 'check_tokenizer_files', 'load_tokenizer']
 
 # %% ../nbs/14_models.ipynb #cell-002
-import logging
 import copy
 import difflib
 import json
+import logging
 import os
 import re
 import tempfile
@@ -20,19 +20,18 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
-from .packing import _few_groups, _first_line, _no_grad_pass, _vocabulary
+from .packing import _first_line, _no_grad_pass, _trial_groups, _vocabulary
 
 logger = logging.getLogger("slpo")
 
 # %% ../nbs/14_models.ipynb #cell-004
+#| code-fold: true
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float64": torch.float64,
 }
-
-
 _DTYPE_ALIASES = {
     "fp32": "float32",
     "bf16": "bfloat16",
@@ -61,7 +60,8 @@ def torch_dtype(
         )
     return _DTYPES[name]
 
-
+# %% ../nbs/14_models.ipynb #cell-005
+#| code-fold: true
 def _one_line(error, most: int = 600) -> str:
     "All that an exception says, on one line."
     text = " ".join(str(error).split()) or type(error).__name__
@@ -70,7 +70,7 @@ def _one_line(error, most: int = 600) -> str:
 
 def _listing(folder: Path, most: int = 12) -> str:
     "The names in a folder, for a message."
-    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    names = sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir())
     if not names:
         return "it is empty"
     more = f", and {len(names) - most} more" if len(names) > most else ""
@@ -89,12 +89,13 @@ def _is_path(name: str) -> bool:
         return True
     return False
 
-# %% ../nbs/14_models.ipynb #cell-005
+
 def _close_name(path: Path) -> str:
     "', did you mean …?' where a folder beside it has nearly its name."
     above = path.parent
     while not above.is_dir() and above != above.parent:
-        above, path = above.parent, above
+        path = above
+        above = above.parent
     if not above.is_dir():
         return ""
     names = {p.name.lower(): p.name for p in above.iterdir() if p.is_dir()}
@@ -102,110 +103,114 @@ def _close_name(path: Path) -> str:
     return f"; did you mean {above / names[close[0]]}?" if close else ""
 
 # %% ../nbs/14_models.ipynb #cell-006
+#| code-fold: true
 _LFS = b"version https://git-lfs.github.com/spec/"
-_VOCABULARIES = (
-    "tokenizer.json",
-    "tekken.json",
-    "*.model",
-    "*vocab*",
-    "*.tiktoken",
-    "bpe.codes",
-    "dict.txt",
-    "tokenization_*.py",
-)
 
 
 def _check_pointers(what: str, folder: Path, paths):
-    "Raise `ValueError` for Git LFS pointers in place of these files; others of a clone may well be left as pointers."
+    """Raise `ValueError` for Git LFS pointers in place of these files; others of a clone may well
+    be left as pointers."""
 
     def is_pointer(path):
         return path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS)
 
-    if found := sorted({p.name for p in paths if is_pointer(p)}):
-        many = len(found) > 1
-        raise ValueError(
-            f"{what} {folder}: {', '.join(found[:4])} {'are Git LFS pointers' if many else 'is a Git LFS pointer'}, not the {'files themselves' if many else 'file itself'}: "
-            "run `git lfs pull` where it was cloned, or download the model anew"
-        )
+    found = sorted({p.name for p in paths if is_pointer(p)})
+    if not found:
+        return
+    if len(found) > 1:
+        are = "are Git LFS pointers, not the files themselves"
+    else:
+        are = "is a Git LFS pointer, not the file itself"
+    raise ValueError(
+        f"{what} {folder}: {', '.join(found[:4])} {are}: run `git lfs pull` where it was cloned, "
+        "or download the model anew"
+    )
 
 
-def _adapter_message(what: str, name, base: str) -> str:
+def _adapter_message(what: str, name, base: str | None) -> str:
     return (
-        f"{what} {name} is an adapter of {base or 'a base model that it does not name'}, not a model. Merge the two, "
-        f"PeftModel.from_pretrained(base, {str(name)!r}).merge_and_unload().save_pretrained(folder), and give that folder; "
+        f"{what} {name} is an adapter of {base or 'a base model that it does not name'}, not a "
+        "model. Merge the two, "
+        f"PeftModel.from_pretrained(base, {str(name)!r}).merge_and_unload().save_pretrained(folder)"
+        ", and give that folder; "
         "in Python a PeftModel can be given as it is (is_trainable=True to train it)"
     )
 
 
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+# %% ../nbs/14_models.ipynb #cell-203
+#| code-fold: true
+def _what_to_give(folder: Path) -> str:
+    "What to give in place of a folder without config.json."
+    inside = set()
+    for pattern in ("*/*config.json", "*/*/*config.json"):
+        for path in folder.glob(pattern):
+            if path.name in ("config.json", "adapter_config.json"):
+                inside.add(str(path.parent))
+    if inside:
+        return f"; models are in {', '.join(sorted(inside)[:6])}: give one of these"
+    gguf = sorted(folder.glob("*.gguf"))
+    if gguf:
+        return f": give gguf_file as well, here {gguf[0].name}"
+    return ": give the folder that save_pretrained wrote"
+
+
 def _check_config(what: str, folder: Path):
-    "Raise where a folder has no config.json that can be read: `FileNotFoundError`, or `ValueError`."
-    config, adapter = folder / "config.json", folder / "adapter_config.json"
+    "Raise `FileNotFoundError` or `ValueError` where a folder has no config.json to be read."
+    config = folder / "config.json"
     if config.is_file():
         try:
-            json.loads(config.read_text(encoding="utf-8"))
+            _read_json(config)
         except ValueError as e:
             raise ValueError(f"{what} {folder}: config.json is not JSON ({e})") from e
         return
+    adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = _read_json(adapter).get("base_model_name_or_path")
         raise ValueError(_adapter_message(what, folder, base))
-    inside = sorted(
-        {
-            str(p.parent)
-            for depth in ("*", "*/*")
-            for p in folder.glob(f"{depth}/*config.json")
-            if p.name in ("config.json", "adapter_config.json")
-        }
-    )
-    gguf = [p.name for p in sorted(folder.glob("*.gguf"))]
-    if inside:
-        todo = f"; models are in {', '.join(inside[:6])}: give one of these"
-    elif gguf:
-        todo = f": give gguf_file as well, here {gguf[0]}"
-    else:
-        todo = ": give the folder that save_pretrained wrote"
+    todo = _what_to_give(folder)
     raise FileNotFoundError(f"{what} {folder}: no config.json in it ({_listing(folder)}){todo}")
+
+# %% ../nbs/14_models.ipynb #cell-007
+#| code-fold: true
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def _weight_files(folder: Path) -> list:
     "The files of weights that transformers would read, or whatever of this kind is there."
-    for name in (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-    ):
+    for name in _WEIGHTS:
         path = folder / name
         if not path.is_file():
             continue
         if path.suffix != ".json":
             return [path]
-        return sorted(
-            {
-                folder / shard
-                for shard in json.loads(path.read_text(encoding="utf-8"))
-                .get("weight_map", {})
-                .values()
-            }
-        )
+        shards = _read_json(path).get("weight_map", {}).values()
+        return sorted({folder / shard for shard in shards})
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
-# %% ../nbs/14_models.ipynb #cell-007
+
 def _check_weights(what: str, folder: Path):
     "Raise where weights are missing or broken: `FileNotFoundError`, or `ValueError`."
     paths = _weight_files(folder)
     if not paths:
-        adapter = (
-            " It is an adapter beside a config.json."
-            if (folder / "adapter_config.json").is_file()
-            else ""
-        )
+        is_adapter = (folder / "adapter_config.json").is_file()
+        adapter = " It is an adapter beside a config.json." if is_adapter else ""
         raise FileNotFoundError(
-            f"{what} {folder}: no weights (model.safetensors or pytorch_model.bin) in it ({_listing(folder)}).{adapter} Was the save or the download cut short?"
+            f"{what} {folder}: no weights (model.safetensors or pytorch_model.bin) in it "
+            f"({_listing(folder)}).{adapter} Was the save or the download cut short?"
         )
-    if missing := [p.name for p in paths if not p.is_file()]:
+    missing = [p.name for p in paths if not p.is_file()]
+    if missing:
         raise FileNotFoundError(
-            f"{what} {folder}: {len(missing)} of the {len(paths)} files of weights that its index names are missing, the first is {missing[0]}: copy or download them"
+            f"{what} {folder}: {len(missing)} of the {len(paths)} files of weights that its index "
+            f"names are missing, the first is {missing[0]}: copy or download them"
         )
     _check_pointers(what, folder, paths)
     for path in paths:
@@ -215,26 +220,14 @@ def _check_weights(what: str, folder: Path):
             with safe_open(path, "pt"):
                 pass
         except SafetensorError as e:
+            size = path.stat().st_size
             raise ValueError(
-                f"{what} {folder}: {path.name} is broken ({_first_line(e)}), {path.stat().st_size:,} bytes: save or download it anew"
+                f"{what} {folder}: {path.name} is broken ({_first_line(e)}), {size:,} bytes: "
+                "save or download it anew"
             ) from e
 
-# %% ../nbs/14_models.ipynb #cell-008
-def _hub_message(what: str, name: str, error) -> str:
-    offline = "; the hub is not asked, HF_HUB_OFFLINE is set" if is_offline_mode() else ""
-    return f"{what} {name!r} is neither a folder here nor found on the Hugging Face hub{offline} ({_first_line(error)}){_close_name(Path(name))}"
-
-
-def _hub_adapter(name: str, hub: dict) -> dict:
-    "The adapter_config.json of a hub id, or None where there is none to be had."
-    try:
-        return json.loads(
-            Path(cached_file(name, "adapter_config.json", **hub)).read_text(encoding="utf-8")
-        )
-    except OSError:
-        return None
-
-
+# %% ../nbs/14_models.ipynb #cell-204
+#| code-fold: true
 _HUB = (
     "revision",
     "token",
@@ -246,84 +239,118 @@ _HUB = (
 )
 
 
+def _hub_message(what: str, name: str, error) -> str:
+    offline = "; the hub is not asked, HF_HUB_OFFLINE is set" if is_offline_mode() else ""
+    return (
+        f"{what} {name!r} is neither a folder here nor found on the Hugging Face hub{offline} "
+        f"({_first_line(error)}){_close_name(Path(name))}"
+    )
+
+
+def _hub_adapter(name: str, hub: dict) -> dict | None:
+    "The adapter_config.json of a hub id, or None where there is none to be had."
+    try:
+        path = cached_file(name, "adapter_config.json", **hub)
+        return _read_json(Path(str(path)))
+    except OSError:
+        return None
+
+
+def _check_on_hub(what: str, name: str, file: str, hub: dict):
+    "Raise where a hub id has no such file: `FileNotFoundError`, or `ValueError` for an adapter."
+    try:
+        cached_file(name, file, **hub)
+    except OSError as e:
+        adapter = _hub_adapter(name, hub)
+        if adapter:
+            base = adapter.get("base_model_name_or_path")
+            raise ValueError(_adapter_message(what, name, base)) from e
+        raise FileNotFoundError(_hub_message(what, name, e)) from e
+
+
+def _check_folder(what: str, name: str, gguf_file: str | None, weights: bool, subfolder: str):
+    "Raise for a folder without a whole model: `FileNotFoundError`, or `ValueError`."
+    given = Path(name).expanduser()
+    folder = given / subfolder
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{what} {name}: no sub-folder {subfolder} in it ({_listing(given)})"
+        )
+    read = ["config.json", "generation_config.json"]
+    if gguf_file:
+        read.append(gguf_file)
+    _check_pointers(what, folder, [folder / file for file in read])
+    if gguf_file:
+        if not (folder / gguf_file).is_file():
+            raise FileNotFoundError(f"{what} {name}: no {gguf_file} in it ({_listing(folder)})")
+        return
+    _check_config(what, folder)
+    if weights:
+        _check_weights(what, folder)
+
+# %% ../nbs/14_models.ipynb #cell-008
+#| code-fold: true
 def check_model_files(
     name,  # folder or hub id of a causal language model
-    gguf_file: str = None,  # a GGUF file in it
+    gguf_file: str | None = None,  # a GGUF file in it
     what: str = "model",  # what messages call it: an argument or a flag
     weights: bool = True,  # look for weights as well
     **init_kwargs,  # of from_pretrained; those for the hub are used
 ):  # nothing
-    """Looks at a model's files before anything is loaded. Raises `FileNotFoundError` for what is not there, and `ValueError` for what
-    is no model: an adapter, Git LFS pointers, broken files."""
-    name, hub = str(name), {k: v for k, v in init_kwargs.items() if k in _HUB}
+    """Looks at a model's files before anything is loaded. Raises `FileNotFoundError` for what is
+    not there, and `ValueError` for what is no model: an adapter, Git LFS pointers, broken
+    files."""
+    name = str(name)
+    hub = {k: v for k, v in init_kwargs.items() if k in _HUB}
     if not name.strip():
         raise ValueError(f"{what}={name!r}: expected a folder or a hub id")
     path = Path(name).expanduser()
     if path.is_file():
-        raise ValueError(
-            f"{what} {name} is a file: expected the folder that holds it"
-            + (f", {path.parent}, and gguf_file={path.name!r}" if path.suffix == ".gguf" else "")
-        )
+        gguf = f", {path.parent}, and gguf_file={path.name!r}" if path.suffix == ".gguf" else ""
+        raise ValueError(f"{what} {name} is a file: expected the folder that holds it{gguf}")
     if path.is_dir():
-        path = path / hub.get("subfolder", "")
-        if not path.is_dir():
-            raise FileNotFoundError(
-                f"{what} {name}: no sub-folder {hub['subfolder']} in it ({_listing(Path(name).expanduser())})"
-            )
-        _check_pointers(
-            what,
-            path,
-            [
-                path / "config.json",
-                path / "generation_config.json",
-                path / (gguf_file or "config.json"),
-            ],
-        )
-        if gguf_file:
-            if not (path / gguf_file).is_file():
-                raise FileNotFoundError(f"{what} {name}: no {gguf_file} in it ({_listing(path)})")
-            return
-        _check_config(what, path)
-        if weights:
-            _check_weights(what, path)
+        _check_folder(what, name, gguf_file, weights, hub.get("subfolder", ""))
     elif _is_path(name):
         raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
     else:
-        try:
-            cached_file(name, gguf_file or "config.json", **hub)
-        except OSError as e:
-            if adapter := _hub_adapter(name, hub):
-                raise ValueError(
-                    _adapter_message(what, name, adapter.get("base_model_name_or_path"))
-                ) from e
-            raise FileNotFoundError(_hub_message(what, name, e)) from e
+        _check_on_hub(what, name, gguf_file or "config.json", hub)
 
 # %% ../nbs/14_models.ipynb #cell-009
-def _mend_generation(model, what: str = "model"):
-    """Takes out of a model's generation settings what transformers would refuse to save after training, and says so.
-    Raises `ValueError` for what cannot be mended."""
+#| code-fold: true
+def _leave_out_idle(model, what: str):
+    """Takes out of a model's generation settings what transformers would refuse to save after
+    training, and says so. Raises `ValueError` for what cannot be mended."""
     config = getattr(model, "generation_config", None)
-    if config is not None:
-        try:
-            config.validate(strict=True)
-        except ValueError as e:
-            idle = {
-                name: getattr(config, name, None)
-                for name in re.findall(r"^- `(\w+)`", str(e), re.MULTILINE)
-            }
-            for name in idle:
-                setattr(config, name, None)
-            try:
-                config.validate(strict=True)
-            except ValueError as e:
-                raise ValueError(
-                    f"{what}: its generation settings could not be saved after training ({_first_line(e)}): mend model.generation_config, or generation_config.json in its folder"
-                ) from e
-            logger.warning(
-                "%s: generation settings without effect, which transformers would refuse to save, are left out: %s",
-                what,
-                ", ".join(f"{k}={v}" for k, v in idle.items()),
-            )
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+        return
+    except ValueError as e:
+        found = re.findall(r"^- `(\w+)`", str(e), re.MULTILINE)
+    idle = {name: getattr(config, name, None) for name in found}
+    for name in idle:
+        setattr(config, name, None)
+    try:
+        config.validate(strict=True)
+    except ValueError as e:
+        raise ValueError(
+            f"{what}: its generation settings could not be saved after training "
+            f"({_first_line(e)}): mend model.generation_config, or generation_config.json in its "
+            "folder"
+        ) from e
+    logger.warning(
+        "%s: generation settings without effect, which transformers would refuse to save, are "
+        "left out: %s",
+        what,
+        ", ".join(f"{k}={v}" for k, v in idle.items()),
+    )
+
+
+def _mend_generation(model, what: str = "model"):
+    """Mends generation settings that could not be saved after training. Raises `ValueError` where
+    they, or the model's configuration, could not be saved still."""
+    _leave_out_idle(model, what)
     try:
         with tempfile.TemporaryDirectory() as folder:
             copy.deepcopy(model.config).save_pretrained(folder)
@@ -337,62 +364,72 @@ def _mend_generation(model, what: str = "model"):
 
 def _was_unpacked(model):
     "GGUF weights are unpacked when they are loaded: nothing is quantised any more."
-    model.hf_quantizer, model.is_quantized = None, False
+    model.hf_quantizer = None
+    model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
 
 # %% ../nbs/14_models.ipynb #cell-010
+#| code-fold: true
+def _with_info(source: str, **init_kwargs) -> tuple:
+    "(model, what was loaded) of a causal language model."
+    return AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **init_kwargs)  # type: ignore[return-value]
+
+
 def _other_shapes(what: str, name, source: str, init_kwargs: dict) -> str:
     "What to say of weights that have other shapes than the configuration asks for."
-    _, info = AutoModelForCausalLM.from_pretrained(
-        source, output_loading_info=True, **{**init_kwargs, "ignore_mismatched_sizes": True}
-    )
+    _, info = _with_info(source, **{**init_kwargs, "ignore_mismatched_sizes": True})
     found = [
         f"{key} has {tuple(stored)} in the files and {tuple(wanted)} by config.json"
         for key, stored, wanted in sorted(info["mismatched_keys"])
     ]
     more = f", and {len(found) - 3} more" if len(found) > 3 else ""
     return (
-        f"{what} {name}: config.json does not describe these weights: {'; '.join(found[:3])}{more}: "
-        "put back the config.json that was saved with them, or the weights that belong to it"
+        f"{what} {name}: config.json does not describe these weights: {'; '.join(found[:3])}{more}"
+        ": put back the config.json that was saved with them, or the weights that belong to it"
     )
 
 
+def _is_quantised(source: str, init_kwargs: dict) -> bool:
+    "Whether a checkpoint's configuration says that its weights are quantised."
+    hub = {k: v for k, v in init_kwargs.items() if k in (*_HUB, "trust_remote_code")}
+    config = AutoConfig.from_pretrained(source, **hub)
+    return getattr(config, "quantization_config", None) is not None
+
+# %% ../nbs/14_models.ipynb #cell-207
+#| code-fold: true
 def load_model(
     name,  # folder or hub id
     *,
     dtype=None,  # see `torch_dtype`; None: float32, or a quantised checkpoint's own
-    gguf_file: str = None,  # a GGUF file in it
+    gguf_file: str | None = None,  # a GGUF file in it
     what: str = "model",  # what messages call it: an argument or a flag
     **init_kwargs,  # of from_pretrained
 ):  # a causal language model
-    """A causal language model by name, in float32 unless another `dtype` is named, whose files were looked at first. Raises
-    `FileNotFoundError` for what is not there, `ValueError` for what is no causal language model or cannot be loaded whole."""
+    """A causal language model by name, in float32 unless another `dtype` is named, whose files were
+    looked at first. Raises `FileNotFoundError` for what is not there, `ValueError` for what is no
+    causal language model or cannot be loaded whole."""
     check_model_files(name, gguf_file, what, **init_kwargs)
     dtype = init_kwargs.pop("torch_dtype", dtype)  # its name in transformers 4
-    path, hub = (
-        Path(name).expanduser(),
-        {k: v for k, v in init_kwargs.items() if k in (*_HUB, "trust_remote_code")},
-    )
+    path = Path(name).expanduser()
     source = str(path) if path.is_dir() else str(name)
     try:
-        if dtype is None and not gguf_file:
-            stored = AutoConfig.from_pretrained(source, **hub)
-            if getattr(stored, "quantization_config", None) is not None:
-                dtype = "auto"
-        precision = torch_dtype(torch.float32 if dtype is None else dtype, f"{what}'s dtype")
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision, gguf_file=gguf_file, output_loading_info=True, **init_kwargs
-        )
+        if dtype is None:
+            quantised = not gguf_file and _is_quantised(source, init_kwargs)
+            dtype = "auto" if quantised else torch.float32
+        precision = torch_dtype(dtype, f"{what}'s dtype")
+        model, info = _with_info(source, dtype=precision, gguf_file=gguf_file, **init_kwargs)
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as e:
-        if isinstance(e, torch.cuda.OutOfMemoryError):
-            raise
         if "ignore_mismatched_sizes" in str(e):
             raise ValueError(_other_shapes(what, name, source, init_kwargs)) from e
         raise ValueError(f"{what} {name} could not be loaded: {_one_line(e)}") from e
-    if missing := sorted(info["missing_keys"]):
+    missing = sorted(info["missing_keys"])
+    if missing:
         raise ValueError(
-            f"{what} {name}: {len(missing)} weights of {type(model).__name__} are not in its files and would be random, {', '.join(missing[:3])}: is it a causal language model?"
+            f"{what} {name}: {len(missing)} weights of {type(model).__name__} are not in its files "
+            f"and would be random, {', '.join(missing[:3])}: is it a causal language model?"
         )
     if gguf_file:
         _was_unpacked(model)
@@ -400,19 +437,34 @@ def load_model(
     return model
 
 # %% ../nbs/14_models.ipynb #cell-011
-def _no_tokenizer(what: str, name, found: str) -> str:
-    return (
-        f"{what} {name} has no tokenizer files ({found}): no tokenizer can be read from it. Save the one that the model was trained with there, "
-        "tokenizer.save_pretrained(folder), or give another one"
+#| code-fold: true
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tekken.json",
+    "*.model",
+    "*vocab*",
+    "*.tiktoken",
+    "bpe.codes",
+    "dict.txt",
+    "tokenization_*.py",
+)
+
+
+def _no_tokenizer(what: str, name, found: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{what} {name} has no tokenizer files ({found}): no tokenizer can be read from it. Save "
+        "the one that the model was trained with there, tokenizer.save_pretrained(folder), or "
+        "give another one"
     )
 
 
 def check_tokenizer_files(
     name,  # folder or hub id
-    gguf_file: str = None,  # a GGUF file in it
+    gguf_file: str | None = None,  # a GGUF file in it
     what: str = "tokenizer",  # what messages call it
 ):  # nothing
-    "Raises `FileNotFoundError` for a folder without a tokenizer, `ValueError` for Git LFS pointers. A hub id is not looked at."
+    """Raises `FileNotFoundError` for a folder without a tokenizer, `ValueError` for Git LFS
+    pointers. A hub id is not looked at."""
     path = Path(name).expanduser()
     if path.is_file():
         raise ValueError(f"{what} {name} is a file: expected the folder that holds it")
@@ -420,20 +472,22 @@ def check_tokenizer_files(
         if _is_path(str(name)):
             raise FileNotFoundError(f"{what} {name}: no such folder{_close_name(path)}")
         return
-    words = [p for pattern in _VOCABULARIES for p in path.glob(pattern)]
-    _check_pointers(what, path, [*words, path / "tokenizer_config.json"])
-    if gguf_file or words:
+    vocabularies = [p for pattern in _VOCABULARIES for p in path.glob(pattern)]
+    config = path / "tokenizer_config.json"
+    _check_pointers(what, path, [*vocabularies, config])
+    if gguf_file or vocabularies:
         return
-    if (path / "tokenizer_config.json").is_file():  # a tokenizer of bytes needs no more
+    if config.is_file():  # a tokenizer of bytes needs no more
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path))
         except Exception as e:
-            raise FileNotFoundError(_no_tokenizer(what, name, _first_line(e))) from e
+            raise _no_tokenizer(what, name, _first_line(e)) from e
         if not tokenizer.vocab_files_names:
             return
-    raise FileNotFoundError(_no_tokenizer(what, name, _listing(path)))
+    raise _no_tokenizer(what, name, _listing(path))
 
 # %% ../nbs/14_models.ipynb #cell-012
+#| code-fold: true
 def _broken_file(folder: Path) -> str:
     "Which of a tokenizer's files cannot be read, and why; '' where all can."
     for name in (
@@ -447,47 +501,45 @@ def _broken_file(folder: Path) -> str:
         if not path.is_file():
             continue
         try:
-            read = json.loads(path.read_text(encoding="utf-8"))
+            read = _read_json(path)
         except ValueError as e:
             return f"{name} is not JSON ({_first_line(e)}): save or download it anew"
-        lacks = (
-            []
-            if name != "tokenizer.json"
-            else [
-                part
-                for part in ("model", "added_tokens")
-                if not isinstance(read, dict) or part not in read
-            ]
-        )
+        if name != "tokenizer.json":
+            continue
+        found = read if isinstance(read, dict) else {}
+        lacks = [repr(part) for part in ("model", "added_tokens") if part not in found]
         if lacks:
-            return f"{name} has no {' and no '.join(map(repr, lacks))} ({path.stat().st_size:,} bytes): save or download it anew"
+            size = path.stat().st_size
+            return (
+                f"{name} has no {' and no '.join(lacks)} ({size:,} bytes): save or download it anew"
+            )
     return ""
 
 
 def load_tokenizer(
     name,  # folder or hub id
-    gguf_file: str = None,  # a GGUF file in it
+    gguf_file: str | None = None,  # a GGUF file in it
     what: str = "tokenizer",  # what messages call it
     **init_kwargs,  # of from_pretrained
 ):  # a Hugging Face tokenizer
-    "The tokenizer of a model by name. Raises `FileNotFoundError` where there is none, `ValueError` where it cannot be read."
+    """The tokenizer of a model by name. Raises `FileNotFoundError` where there is none,
+    `ValueError` where it cannot be read."""
     check_tokenizer_files(name, gguf_file, what)
     path = Path(name).expanduser()
+    source = str(path) if path.is_dir() else str(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(path) if path.is_dir() else str(name), gguf_file=gguf_file, **init_kwargs
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file, **init_kwargs)
     except Exception as e:  # tokenizers raises a plain Exception for a broken file
         if path.is_dir() or not isinstance(e, OSError):
-            raise ValueError(
-                f"{what} {name}: its tokenizer could not be read: {_broken_file(path) or _one_line(e)}"
-            ) from e
+            why = _broken_file(path) or _one_line(e)
+            raise ValueError(f"{what} {name}: its tokenizer could not be read: {why}") from e
         raise FileNotFoundError(_hub_message(what, str(name), e)) from e
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        raise FileNotFoundError(_no_tokenizer(what, name, "the one it gives knows no words"))
+        raise _no_tokenizer(what, name, "the one it gives knows no words")
     return tokenizer
 
 # %% ../nbs/14_models.ipynb #cell-014
+#| code-fold: true
 def _init_kwargs(args) -> dict:
     "`model_init_kwargs` as a dict."
     kwargs = args.model_init_kwargs or {}
@@ -498,91 +550,100 @@ def _is_name(model) -> bool:
     return isinstance(model, (str, os.PathLike))
 
 
+def _is_own_checkpoint(name, output_dir: str) -> bool:
+    "Whether a name is that of a checkpoint which the run itself has written."
+    if not (Path(name) / "trainer_state.json").is_file():
+        return False
+    return Path(name).resolve().parent == Path(output_dir).resolve()
+
+
 def _check_names(args, model, ref_model, processing_class):
-    "Look at the files of what is given by name, before anything is loaded. Raises `FileNotFoundError`, `ValueError`."
+    """Look at the files of what is given by name, before anything is loaded. Raises
+    `FileNotFoundError`, `ValueError`."""
     kwargs = _init_kwargs(args)
+    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto"
     for what, name in (("model", model), ("ref_model", ref_model)):
-        if not _is_name(name):
-            continue
-        check_model_files(name, what=what, **kwargs)
-        torch_dtype(
-            kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto", "model_init_kwargs' dtype"
-        )
-    if _is_name(model) and processing_class is None:
+        if _is_name(name):
+            check_model_files(name, what=what, **kwargs)
+            torch_dtype(dtype, "model_init_kwargs' dtype")
+    if not _is_name(model):
+        return
+    if processing_class is None:
         check_tokenizer_files(model, kwargs.get("gguf_file"), "model")
-    own = Path(args.output_dir).resolve()
-    if (
-        _is_name(model)
-        and (Path(model) / "trainer_state.json").is_file()
-        and Path(model).resolve().parent == own
-    ):
+    if _is_own_checkpoint(model, args.output_dir):
         raise ValueError(
-            f"{model} is a checkpoint of this run, and the reference would be a trained model: give the model that the run began with, and call train(resume_from_checkpoint=True)"
+            f"{model} is a checkpoint of this run, and the reference would be a trained model: "
+            "give the model that the run began with, and call train(resume_from_checkpoint=True)"
         )
 
 
 def _load_model(model, args, what: str = "model", dtype=None):
-    "A model given by name, loaded as `model_init_kwargs` say, in `dtype` where they name none; any other as it is."
+    """A model given by name, loaded as `model_init_kwargs` say, in `dtype` where they name none;
+    any other as it is."""
     if not _is_name(model):
         return model
     return load_model(model, what=what, **{"dtype": dtype, **_init_kwargs(args)})
 
 
 def _load_words(model, args, processing_class):
-    "The tokenizer: the one given, or the one saved with the model. Raises `ValueError` where neither is there."
+    """The tokenizer: the one given, or the one saved with the model. Raises `ValueError` where
+    neither is there."""
     if processing_class is not None:
         return processing_class
-    if not model.config._name_or_path:
+    name = model.config._name_or_path
+    if not name:
         raise ValueError(
             "processing_class is missing: a model that was not loaded by name brings no tokenizer"
         )
-    return load_tokenizer(
-        model.config._name_or_path, _init_kwargs(args).get("gguf_file"), what="model"
+    return load_tokenizer(name, _init_kwargs(args).get("gguf_file"), what="model")
+
+# %% ../nbs/14_models.ipynb #cell-209
+#| code-fold: true
+def _check_kind(what: str, given):
+    "Raise `ValueError` for what is neither a model nor the name of one; no reference is fine."
+    if _is_name(given) or isinstance(given, torch.nn.Module):
+        return
+    if given is None:
+        if what == "ref_model":
+            return
+        found = "nothing"
+    elif isinstance(given, type):
+        found = f"the class {given.__name__}"
+    else:
+        found = f"a {type(given).__name__}"
+    search = ""
+    if what == "model":
+        search = " (a model_init, as for a search of hyperparameters, is not supported)"
+    raise ValueError(
+        f"{what}: expected a causal language model, its hub id or its folder, got {found}{search}"
     )
 
 
 def _check_kinds(model, ref_model):
-    "Raise `ValueError` for what is neither a model nor the name of one, and for a policy and a reference that are one model."
-    for what, given in (("model", model), ("ref_model", ref_model)):
-        if (
-            _is_name(given)
-            or isinstance(given, torch.nn.Module)
-            or (given is None and what == "ref_model")
-        ):
-            continue
-        found = (
-            "nothing"
-            if given is None
-            else f"a {type(given).__name__}"
-            if not isinstance(given, type)
-            else f"the class {given.__name__}"
-        )
-        raise ValueError(
-            f"{what}: expected a causal language model, its hub id or its folder, got {found}"
-            + (
-                " (a model_init, as for a search of hyperparameters, is not supported)"
-                if what == "model"
-                else ""
-            )
-        )
+    """Raise `ValueError` for what is neither a model nor the name of one, and for a policy and a
+    reference that are one model."""
+    _check_kind("model", model)
+    _check_kind("ref_model", ref_model)
     if not isinstance(model, torch.nn.Module) or not isinstance(ref_model, torch.nn.Module):
         return
     trained = {p.data_ptr() for p in model.parameters() if p.requires_grad and p.numel()}
     shared = sum(p.data_ptr() in trained for p in ref_model.parameters())
     if not shared:
         return
-    what = (
-        "model and ref_model are the same model"
-        if model is ref_model
-        else f"model and ref_model share {shared} weights that are to be trained"
-    )
+    if model is ref_model:
+        what = "model and ref_model are the same model"
+    else:
+        what = f"model and ref_model share {shared} weights that are to be trained"
     raise ValueError(
-        f"{what}, and the reference would be trained with the policy: leave ref_model out, the reference is then the policy as it is now"
+        f"{what}, and the reference would be trained with the policy: leave ref_model out, the "
+        "reference is then the policy as it is now"
     )
 
 # %% ../nbs/14_models.ipynb #cell-015
+#| code-fold: true
 def _check_model(model, tokenizer):
-    "Raise `ValueError` for models that are not supported, and where model and tokenizer do not fit."
+    """Raise `ValueError` for models that are not supported, and where model and tokenizer do not
+    fit."""
     config = model.config
     if getattr(config, "output_router_logits", False):
         raise ValueError(
@@ -601,43 +662,45 @@ def _check_vocabulary(model, tokenizer, what: str):
 
 
 def _check_length_stays(model):
-    "Raise `ValueError` for adapters that put tokens of their own in front of a row: what is scored would be at other places."
-    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+    """Raise `ValueError` for adapters that put tokens of their own in front of a row: what is
+    scored would be at other places."""
+    adapter = getattr(model, "active_peft_config", None)
+    if not getattr(adapter, "is_prompt_learning", False):
         return
     ids = torch.zeros(1, 5, dtype=torch.long, device=model.device)
     with _no_grad_pass(model):
-        places = model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
-        ).logits.shape[1]
-    if places != 5:
+        out = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    more = out.logits.shape[1] - ids.shape[1]
+    if more:
         kind = str(model.active_peft_config.peft_type).split(".")[-1]
         raise ValueError(
-            f"{kind} puts {places - 5} tokens of its own in front of every row, which is not supported: use prefix tuning, LoRA or another adapter that leaves rows as long as they are"
+            f"{kind} puts {more} tokens of its own in front of every row, which is not supported: "
+            "use prefix tuning, LoRA or another adapter that leaves rows as long as they are"
         )
 
-
+# %% ../nbs/14_models.ipynb #cell-016
+#| code-fold: true
 _RANDOM = re.compile("dropout|pdrop|layerdrop|drop_path|drop_prob|drop_rate")
+_JITTER = re.compile("jitter")
 
 
 def _probabilities(owner, pattern) -> list:
     "Names of an object's own attributes that match and are numbers other than 0."
-    return [
-        name
-        for name, x in vars(owner).items()
-        if pattern.search(name) and isinstance(x, float) and x
-    ]
+    numbers = {name: x for name, x in vars(owner).items() if isinstance(x, float) and x}
+    return [name for name in numbers if pattern.search(name)]
 
 
 def _configs(config) -> list:
     "A configuration, and those inside it."
-    return [
-        config,
-        *(c for x in vars(config).values() if isinstance(x, PreTrainedConfig) for c in _configs(x)),
-    ]
+    found = [config]
+    for x in vars(config).values():
+        if isinstance(x, PreTrainedConfig):
+            found += _configs(x)
+    return found
 
 
 def _disable_dropout(model):
-    "Set everything to 0 that makes a model random in training: dropout layers, and the probabilities that modules and configurations keep as numbers."
+    "Set everything to 0 that makes a model random in training."
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -647,17 +710,17 @@ def _disable_dropout(model):
             setattr(owner, name, 0.0)
     _disable_jitter(model, owners)
 
-# %% ../nbs/14_models.ipynb #cell-016
+
 def _disable_jitter(model, owners: list):
-    "The same for the noise of routers, unless a model computes with that number in evaluation too (PhiMoE does)."
-    found = [
-        (owner, name, getattr(owner, name))
-        for owner in owners
-        for name in _probabilities(owner, re.compile("jitter"))
-    ]
+    """The same for the noise of routers, unless a model computes with that number in evaluation too
+    (PhiMoE does)."""
+    found = []
+    for owner in owners:
+        for name in _probabilities(owner, _JITTER):
+            found.append((owner, name, getattr(owner, name)))
     if not found:
         return
-    ((group, _),) = _few_groups(model, 1)
+    group, _ = _trial_groups(model, 1)
     ids = torch.tensor([group["prompt_ids"] + group["completion_ids"][0]], device=model.device)
 
     def logits():
@@ -673,6 +736,7 @@ def _disable_jitter(model, owners: list):
         setattr(owner, name, x)
 
 # %% ../nbs/14_models.ipynb #cell-018
+#| code-fold: true
 _FEW_MOVE = 0.05  # share of weights below which a run would train next to nothing
 
 
@@ -681,47 +745,51 @@ def _share_that_moves(
     step: float,  # size of an update
     most: int = 100_000,  # weights looked at of each
 ) -> float:  # of all weights
-    "The share of weights that an update of this size, up or down, leaves with another value in their precision."
+    """The share of weights that an update of this size, up or down, leaves with another value in
+    their precision."""
     moves = 0.0
     for p in parameters:
         w = p.detach().flatten()[:: max(p.numel() // most, 1)]
-        up, down = (w.float() + step).to(w.dtype), (w.float() - step).to(w.dtype)
+        up = (w.float() + step).to(w.dtype)
+        down = (w.float() - step).to(w.dtype)
         moves += p.numel() * ((up != w) | (down != w)).float().mean().item()
     return moves / sum(p.numel() for p in parameters)
 
 
+def _shares_weights_out(args) -> bool:
+    "Whether FSDP or DeepSpeed trains; they keep float32 weights for the optimizer."
+    if args.deepspeed or args.fsdp:
+        return True
+    uses = [os.environ.get(f"ACCELERATE_USE_{kind}", "") for kind in ("FSDP", "DEEPSPEED")]
+    return any(word.lower() == "true" for word in uses)
+
+
+def _is_coarse(p) -> bool:
+    "Whether a weight is to be trained and has 16 bits."
+    return p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) and p.numel() > 0
+
+
 def _check_precision(model, args, own_optimizer: bool = False):
-    """Raise `ValueError` where the trainable weights are so coarse that an update is rounded away, or fp16 arithmetic cannot scale
-    their gradients; warn where many of them are."""
-    shared = (
-        args.deepspeed
-        or args.fsdp
-        or any(
-            os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
-            for kind in ("FSDP", "DEEPSPEED")
-        )
-    )
-    narrow = [
-        p
-        for p in model.parameters()
-        if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) and p.numel()
-    ]
-    if shared or not narrow:
-        return  # those that share weights out keep float32 ones for the optimizer
-    dtype = str(narrow[0].dtype).removeprefix("torch.")
-    todo = "load the model in float32 (dtype='float32')" + (
-        "" if args.fp16 else "; bf16=True then computes in bfloat16"
-    )
+    """Raise `ValueError` where the trainable weights are so coarse that an update is rounded away,
+    or fp16 arithmetic cannot scale their gradients; warn where many of them are."""
+    coarse = [p for p in model.parameters() if _is_coarse(p)]
+    if not coarse or _shares_weights_out(args):
+        return
+    dtype = str(coarse[0].dtype).removeprefix("torch.")
+    todo = "load the model in float32 (dtype='float32')"
     if args.fp16:
         raise ValueError(
-            f"the trainable weights are {dtype}, and fp16=True scales gradients, which takes float32 weights: {todo}"
+            f"the trainable weights are {dtype}, and fp16=True scales gradients, which takes "
+            f"float32 weights: {todo}"
         )
-    share = _share_that_moves(narrow, args.learning_rate)
-    what = f"the trainable weights are {dtype}, and at learning_rate={args.learning_rate:g} a step can change {share:.1%} of them, the others are rounded back"
-    name = str(args.optim).lower()
-    plain = (
-        "adam" in name and "anyprecision" not in name and not own_optimizer
-    )  # others may keep what rounding takes
-    if share < _FEW_MOVE and plain:
+    todo += "; bf16=True then computes in bfloat16"
+    share = _share_that_moves(coarse, args.learning_rate)
+    what = (
+        f"the trainable weights are {dtype}, and at learning_rate={args.learning_rate:g} a step "
+        f"can change {share:.1%} of them, the others are rounded back"
+    )
+    optimizer = str(args.optim).lower()
+    keeps_remainder = own_optimizer or "adam" not in optimizer or "anyprecision" in optimizer
+    if share < _FEW_MOVE and not keeps_remainder:  # others may keep what rounding takes
         raise ValueError(f"{what}: {todo}")
     logger.warning("%s: %s", what, todo)

@@ -6,6 +6,7 @@ __all__ = ['LOSSES', 'SLPOConfig']
 # %% ../nbs/13_settings.ipynb #cell-002
 import math
 from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Trainer, TrainingArguments
@@ -14,150 +15,134 @@ from transformers.training_args import OptimizerNames
 
 from .loss import FORMS, PRESETS
 
-# %% ../nbs/13_settings.ipynb #cell-004
-LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
+# %% ../nbs/13_settings.ipynb #cell-202
+#| code-fold: true
+class _Rule(NamedTuple):
+    "What a number must be."
 
-_KNOBS = {
-    "slpo": "alpha temperature form target scale_t2",
-    "slpo_sample": "alpha beta anchor",
-    "dpo": "beta label_smoothing",
-    "ipo": "beta",
-    "sft": "",
+    kind: type = float  # int: a whole number
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False  # `low` itself is not allowed
+    infinite: bool = False  # it may be infinite
+    optional: bool = False  # it may be None
+
+    def expected(self) -> str:
+        if self.kind is int:
+            least = f", {self.low} or above" if self.low > -math.inf else ""
+            return f"a whole number{least}"
+        if self.above:
+            return "a positive number"
+        if self.high < math.inf:
+            return f"a number from {self.low:g} to {self.high:g}"
+        if self.low > -math.inf:
+            return f"a number, {self.low:g} or above"
+        return "a number"
+
+    def allows(self, number: float) -> bool:
+        if math.isinf(number) and not self.infinite:
+            return False
+        return self.low <= number <= self.high and not (self.above and number == self.low)
+
+
+_AT_LEAST_1 = _Rule(int, 1)
+_AT_LEAST_1_OR_NONE = _Rule(int, 1, optional=True)
+_NOT_NEGATIVE = _Rule(low=0)
+_NUMBERS = {
+    "per_device_train_batch_size": _AT_LEAST_1,
+    "per_device_eval_batch_size": _AT_LEAST_1,
+    "gradient_accumulation_steps": _AT_LEAST_1,
+    "row_length": _AT_LEAST_1,
+    "max_length": _Rule(int, 0, optional=True),
+    "max_prompt_length": _AT_LEAST_1_OR_NONE,
+    "max_completion_length": _AT_LEAST_1_OR_NONE,
+    "pad_to_multiple_of": _AT_LEAST_1_OR_NONE,
+    "dataset_num_proc": _AT_LEAST_1_OR_NONE,
+    "precompute_ref_batch_size": _AT_LEAST_1_OR_NONE,
+    "eval_examples": _AT_LEAST_1_OR_NONE,
+    "seed": _Rule(int, 0),
+    "data_seed": _Rule(int, 0, optional=True),
+    "dataloader_num_workers": _Rule(int, 0),
+    "num_train_epochs": _Rule(),
+    "learning_rate": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "adam_epsilon": _NOT_NEGATIVE,
+    "adam_beta1": _Rule(low=0, high=1),
+    "adam_beta2": _Rule(low=0, high=1),
+    "max_grad_norm": _Rule(low=0, optional=True),
+    "alpha": _Rule(low=0, high=1),
+    "beta": _Rule(low=0, above=True),
+    "anchor": _NOT_NEGATIVE,
+    "label_smoothing": _Rule(low=0, high=0.5),
+    "head_budget_mb": _Rule(low=0, infinite=True),
 }
 
-
-def _check_settings(args):
-    "Give settings their final form; raise `ValueError`, naming the setting, for values that make no sense or have no effect."
-    if args.loss_type == "sigmoid":
-        args.loss_type = "dpo"
-    for name, allowed in (
-        ("loss_type", LOSSES),
-        ("on_bad_rows", ("raise", "drop")),
-        ("truncation_mode", ("keep_end", "keep_start")),
-        ("completion_tokens", ("joint", "apart")),
-    ):
-        _check_choice(args, name, allowed)
-    for name in ("alpha", "beta", "anchor", "label_smoothing"):
-        setattr(args, name, _number(name, getattr(args, name)))
-    if args.temperature != "length":
-        args.temperature = _number(
-            "temperature", args.temperature, 0, strict=True, also=" or 'length'"
-        )
-    if args.preset is not None:
-        _apply_preset(args)
-    for name, allowed in (("form", tuple(FORMS)), ("target", ("mass", "ratio"))):
-        _check_choice(args, name, allowed)
-    for name, low, high in (
-        ("alpha", 0, 1),
-        ("label_smoothing", 0, 0.5),
-        ("anchor", 0, math.inf),
-        ("head_budget_mb", 0, math.inf),
-    ):
-        setattr(
-            args,
-            name,
-            _number(
-                name, getattr(args, name), low, high, most_is_infinite=name == "head_budget_mb"
-            ),
-        )
-    _number("beta", args.beta, 0, strict=True)
-    if args.remove_unused_columns:
-        raise ValueError("remove_unused_columns=True would take away what the collator needs")
-    _check_effect(args)
+# %% ../nbs/13_settings.ipynb #cell-203
+#| code-fold: true
+def _whole(value) -> int:
+    "A whole number, or a word for one; 1e3 is one, too. Raises `ValueError` for anything else."
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            value = float(value)
+    if value != int(value):
+        raise ValueError(value)
+    return int(value)
 
 
-def _check_choice(args, name: str, allowed: tuple):
-    if getattr(args, name) not in allowed:
-        raise ValueError(f"{name}={getattr(args, name)!r}: expected one of {', '.join(allowed)}")
-
-
-def _number(
-    name: str,
-    value,
-    low: float = -math.inf,
-    high: float = math.inf,
-    strict: bool = False,
-    also: str = "",
-    most_is_infinite: bool = False,
-) -> float:
-    "A number, or a word for one, as a float. `strict`: `low` itself is not allowed. Raises `ValueError`, naming the setting."
+def _number(name: str, value, rule: _Rule, or_else: str = ""):
+    """A number, or a word for one, as the rule has it. Raises `ValueError`, naming the setting;
+    `or_else`: what else it could be."""
+    if value is None and rule.optional:
+        return value
+    read = _whole if rule.kind is int else float
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else read(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    inside = low < number <= high if strict else low <= number <= high
-    if inside and (math.isfinite(number) or most_is_infinite):
+    if rule.allows(number):
         return number
-    if strict:
-        expected = "a positive number"
-    elif high < math.inf:
-        expected = f"a number from {low:g} to {high:g}"
-    elif low > -math.inf:
-        expected = f"a number, {low:g} or above"
-    else:
-        expected = "a number"
-    raise ValueError(f"{name}={value!r}: expected {expected}{also}")
+    raise ValueError(f"{name}={value!r}: expected {rule.expected()}{or_else}")
 
 
-def _whole(name: str, value, low: int):
-    "Raise `ValueError`, naming the setting, unless it is a whole number, `low` or above."
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name}={value!r}: expected a whole number, {low} or above")
+def _rule_of(f) -> _Rule | None:
+    "A field's rule: the table's, or what its annotation says; None where it holds no number."
+    if f.name in _NUMBERS:
+        return _NUMBERS[f.name]
+    for kind in (int, float):
+        if f.type in (kind, kind | None):
+            # HfArgumentParser takes the None out of annotations, for good
+            optional = f.type != kind or f.default is None
+            return _Rule(kind, infinite=True, optional=optional)
+    return None
 
-# %% ../nbs/13_settings.ipynb #cell-005
-def _check_effect(args):
-    "Raise `ValueError` for a setting of a loss that is not the one trained with: it would have no effect."
-    if type(args) is not SLPOConfig:
-        return  # its subclass may belong to a loss of its own
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"label_smoothing_factor={args.label_smoothing_factor} belongs to transformers' own loss and has no effect here: label_smoothing is conservative DPO's (loss_type='dpo')"
-        )
-    if args.loss_type == "sft" and args.preset is not None:
-        return  # the stage before the one it is for
-    defaults = {f.name: f.default for f in fields(args)}
-    for name in dict.fromkeys(" ".join(_KNOBS.values()).split()):
-        users = [loss for loss, names in _KNOBS.items() if name in names.split()]
-        value = getattr(args, name)
-        if args.loss_type in users or value == defaults[name]:
+
+def _check_numbers(args):
+    """Give numbers their final form, before anything computes with them. Raises `ValueError`,
+    naming the setting, for what is no number, or none that can work."""
+    for f in fields(args):
+        rule = _rule_of(f)
+        if rule is None:
             continue
-        raise ValueError(
-            f"{name}={value!r} has no effect with loss_type={args.loss_type!r}: it belongs to {', '.join(users)}. Leave it out, or choose one of these "
-            "(a loss of your own that takes it: give it a subclass of SLPOConfig)"
-        )
-
-
-def _apply_preset(args):
-    "Give the loss the settings of a preset. Raises `ValueError` where another setting was asked for as well."
-    if args.preset not in PRESETS:
-        raise ValueError(f"preset={args.preset!r}: expected one of {', '.join(PRESETS)}")
-    if args.loss_type not in ("slpo", "sft"):  # sft: the stage before
-        raise ValueError(
-            f"preset={args.preset!r} sets the loss 'slpo', and loss_type is {args.loss_type!r}: give loss_type='slpo'"
-        )
-    defaults = {f.name: f.default for f in fields(args)}
-    for name, value in PRESETS[args.preset].items():
-        given = getattr(args, name)
-        if given not in (value, str(value), defaults[name]):
-            raise ValueError(
-                f"preset={args.preset!r} has {name}={value!r}, and {name}={given!r} was asked for: leave one of them out"
-            )
-        setattr(args, name, value)
-    if args.preset == "main" and args.temperature == "length":
-        raise ValueError(
-            "preset='main' takes one number as temperature for all completions, from you: set temperature"
-        )
-
-
-def _knob(default, help):
-    return field(default=default, metadata={"help": help})
-
-
-def _gpu_has_bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        value = getattr(args, f.name)
+        number = _number(f.name, value, rule)
+        if f.name in _NUMBERS or isinstance(value, str) or rule.kind is int:
+            setattr(args, f.name, number)  # others stay as they are: save_steps=10 is no 10.0
 
 # %% ../nbs/13_settings.ipynb #cell-006
-_WORDS = {
+#| code-fold: true
+LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
+
+_CHOICES = {
+    "loss_type": LOSSES,
+    "form": tuple(FORMS),
+    "target": ("mass", "ratio"),
+    "truncation_mode": ("keep_end", "keep_start"),
+    "completion_tokens": ("joint", "apart"),
+    "on_bad_rows": ("raise", "drop"),
+}
+_ENUMS: dict[str, Any] = {
     "eval_strategy": IntervalStrategy,
     "logging_strategy": IntervalStrategy,
     "save_strategy": SaveStrategy,
@@ -167,92 +152,155 @@ _WORDS = {
 }
 
 
-def _check_words(args):
-    "Before transformers reads them: raise `ValueError`, naming the setting, for words that it does not know."
+def _check_yes_or_no(args):
+    "Raise `ValueError`, naming the setting, where True or False was expected."
     for f in fields(args):
+        if f.type not in (bool, bool | None) or isinstance(f.default, str):
+            continue  # HfArgumentParser makes a bool of `str | bool`
         value = getattr(args, f.name)
-        yes_or_no = str(f.type) in ("<class 'bool'>", "bool | None") and not isinstance(
-            f.default, str
-        )
-        if yes_or_no and not (value is None or value in (0, 1)):
+        if value is not None and value not in (0, 1):
             raise ValueError(f"{f.name}={value!r}: expected True or False")
-    for name, words in _WORDS.items():
-        value, known = getattr(args, name), [w.value for w in words]
+
+
+def _check_words(args):
+    "Raise `ValueError`, naming the setting, for words that nothing knows."
+    for name, allowed in _CHOICES.items():
+        value = getattr(args, name)
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
+    for name, words in _ENUMS.items():
+        value = getattr(args, name)
+        known = [word.value for word in words]
         if value in known or value in list(words):
             continue
-        hint = (
-            "; YAML reads a bare no as False: write 'no', in quotes"
-            if value is False and "no" in known
-            else ""
-        )
+        hint = ""
+        if value is False and "no" in known:
+            hint = "; YAML reads a bare no as False: write 'no', in quotes"
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}{hint}")
 
+# %% ../nbs/13_settings.ipynb #cell-004
+#| code-fold: true
+_KNOBS = {
+    "slpo": "alpha temperature form target scale_t2",
+    "slpo_sample": "alpha beta anchor",
+    "dpo": "beta label_smoothing",
+    "ipo": "beta",
+    "sft": "",
+}
 
-def _check_run(args):
-    "Raise `ValueError`, naming the setting, for a run that could not be trained as it was asked for."
-    for name in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "row_length",
-    ):
-        _whole(name, getattr(args, name), 1)
-    for name in (
-        "max_prompt_length",
-        "max_completion_length",
-        "dataset_num_proc",
-        "pad_to_multiple_of",
-        "precompute_ref_batch_size",
-    ):
-        if getattr(args, name) is not None:
-            _whole(name, getattr(args, name), 1)
-    if args.max_length is not None:
-        _whole("max_length", args.max_length, 0)
-    if idle := [
-        name
-        for name in ("max_prompt_length", "max_completion_length")
-        if getattr(args, name) is not None and not args.max_length
-    ]:
+
+def _defaults(config) -> dict:
+    return {f.name: f.default for f in fields(config)}
+
+
+def _check_effect(args):
+    """Raise `ValueError` for a setting of a loss that is not the one trained with: it would have no
+    effect."""
+    if type(args) is not SLPOConfig:
+        return  # its subclass may belong to a loss of its own
+    if args.label_smoothing_factor:
         raise ValueError(
-            f"{idle[0]}={getattr(args, idle[0])} has no effect without max_length: it says where to cut what is longer than that"
+            f"label_smoothing_factor={args.label_smoothing_factor} belongs to transformers' own "
+            "loss and has no effect here: label_smoothing is conservative DPO's (loss_type='dpo')"
         )
-    for name in ("seed", "data_seed"):
-        if getattr(args, name) is not None:
-            _whole(name, getattr(args, name), 0)
-    _whole("dataloader_num_workers", args.dataloader_num_workers, 0)
-    for name in ("learning_rate", "weight_decay", "adam_epsilon"):
-        setattr(args, name, _number(name, getattr(args, name), 0))
-    if args.max_grad_norm is not None:
-        args.max_grad_norm = _number("max_grad_norm", args.max_grad_norm, 0)
-    for name in ("adam_beta1", "adam_beta2"):
-        setattr(args, name, _number(name, getattr(args, name), 0, 1))
-    args.num_train_epochs = _number("num_train_epochs", args.num_train_epochs)
+    if args.loss_type == "sft" and args.preset is not None:
+        return  # the stage before the one it is for
+    defaults = _defaults(args)
+    for name in dict.fromkeys(" ".join(_KNOBS.values()).split()):
+        users = [loss for loss, names in _KNOBS.items() if name in names.split()]
+        value = getattr(args, name)
+        if args.loss_type in users or value == defaults[name]:
+            continue
+        raise ValueError(
+            f"{name}={value!r} has no effect with loss_type={args.loss_type!r}: it belongs to "
+            f"{', '.join(users)}. Leave it out, or choose one of these "
+            "(a loss of your own that takes it: give it a subclass of SLPOConfig)"
+        )
+
+# %% ../nbs/13_settings.ipynb #cell-005
+#| code-fold: true
+def _apply_preset(args):
+    """Give the loss the settings of a preset. Raises `ValueError` where another setting was asked
+    for as well."""
+    preset = f"preset={args.preset!r}"
+    if args.preset not in PRESETS:
+        raise ValueError(f"{preset}: expected one of {', '.join(PRESETS)}")
+    if args.loss_type not in ("slpo", "sft"):  # sft: the stage before
+        raise ValueError(
+            f"{preset} sets the loss 'slpo', and loss_type is {args.loss_type!r}: "
+            "give loss_type='slpo'"
+        )
+    defaults = _defaults(args)
+    for name, value in PRESETS[args.preset].items():
+        given = getattr(args, name)
+        if given not in (value, str(value), defaults[name]):
+            raise ValueError(
+                f"{preset} has {name}={value!r}, and {name}={given!r} was asked for: "
+                "leave one of them out"
+            )
+        setattr(args, name, value)
+    if args.preset == "main" and args.temperature == "length":
+        raise ValueError(
+            "preset='main' takes one number as temperature for all completions, from you: "
+            "set temperature"
+        )
+
+
+def _check_loss(args):
+    """Give the loss's settings their final form; raise `ValueError`, naming the setting, for values
+    that make no sense or have no effect."""
+    if args.temperature != "length":
+        positive = _Rule(low=0, above=True)
+        args.temperature = _number("temperature", args.temperature, positive, " or 'length'")
+    if args.preset is not None:
+        _apply_preset(args)
+    if args.remove_unused_columns:
+        raise ValueError("remove_unused_columns=True would take away what the collator needs")
+    _check_effect(args)
+
+# %% ../nbs/13_settings.ipynb #cell-007
+#| code-fold: true
+def _check_amounts(args):
+    "Raise `ValueError`, naming the setting, where nothing would be trained, cut or saved."
+    for name in ("max_prompt_length", "max_completion_length"):
+        value = getattr(args, name)
+        if value is not None and not args.max_length:
+            raise ValueError(
+                f"{name}={value} has no effect without max_length: it says where to cut what is "
+                "longer than that"
+            )
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         raise ValueError(
-            f"num_train_epochs={args.num_train_epochs:g}, max_steps={args.max_steps}: nothing would be trained; one of them must be positive"
+            f"num_train_epochs={args.num_train_epochs:g}, max_steps={args.max_steps}: nothing "
+            "would be trained; one of them must be positive"
         )
     if args.save_strategy == "steps" and not args.save_steps > 0:
         raise ValueError(
             f"save_steps={args.save_steps}: expected a positive number, or save_strategy='no'"
         )
-    if args.eval_examples is not None and not args.eval_examples > 0:
-        raise ValueError(f"eval_examples={args.eval_examples}: expected a positive number")
+
+
+def _check_supported(args):
+    "Raise `ValueError`, naming the setting, for what transformers has and groups cannot have."
     for name in ("dispatch_batches", "split_batches"):
         if getattr(args.accelerator_config, name):
             raise ValueError(
-                f"accelerator_config: {name}=True cuts a batch by its rows, which groups share: leave it out, each process then makes batches of its own"
+                f"accelerator_config: {name}=True cuts a batch by its rows, which groups share: "
+                "leave it out, each process then makes batches of its own"
             )
-    if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+    sampling = args.train_sampling_strategy
+    if sampling in ("group_by_length", "batch_rebalance"):
         raise ValueError(
-            f"train_sampling_strategy={str(args.train_sampling_strategy)!r} is not supported: packed rows have one length anyway; use random or sequential"
+            f"train_sampling_strategy={str(sampling)!r} is not supported: packed rows have one "
+            "length anyway; use random or sequential"
         )
     if args.parallelism_config is not None:
         raise ValueError(
-            "parallelism_config is not supported: groups would be cut across processes. Data parallel runs, FSDP and DeepSpeed need none"
+            "parallelism_config is not supported: groups would be cut across processes. "
+            "Data parallel runs, FSDP and DeepSpeed need none"
         )
-    _check_optimizer(args)
 
-# %% ../nbs/13_settings.ipynb #cell-007
+
 def _check_optimizer(args):
     "Raise `ValueError` where the optimizer is not installed."
     try:
@@ -260,41 +308,54 @@ def _check_optimizer(args):
     except (ImportError, ValueError, RuntimeError) as e:
         if "pass a `model`" in str(e):
             return  # installed; asked for again with the model
-        raise ValueError(
-            f"optim={str(getattr(args.optim, 'value', args.optim))!r}: {' '.join(str(e).split())}"
-        ) from e
+        name = getattr(args.optim, "value", args.optim)
+        raise ValueError(f"optim={str(name)!r}: {' '.join(str(e).split())}") from e
 
 # %% ../nbs/13_settings.ipynb #cell-008
+#| code-fold: true
+def _knob(default, help: str):
+    "A field of a configuration, with its help text."
+    return field(default=default, metadata={"help": help})
+
+
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @dataclass
 class SLPOConfig(TrainingArguments):
-    "`transformers.TrainingArguments` plus the settings of preference optimisation. Raises `ValueError` for settings that make no sense."
+    """`transformers.TrainingArguments` plus the settings of preference optimisation. Raises
+    `ValueError` for settings that make no sense."""
 
     _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["model_init_kwargs"]
     learning_rate: float = _knob(1e-6, "Peak learning rate.")
     logging_steps: float = _knob(
         10, "Log every so many optimizer steps; below 1: a share of all steps."
     )
-    bf16: bool | None = _knob(
+    bf16: bool | None = _knob(  # type: ignore[assignment]  # None until it is known
         None, "bfloat16 arithmetic; None: where there is a GPU that is built for it, unless fp16."
     )
     remove_unused_columns: bool = _knob(False, "Must stay False: the collator needs every column.")
     loss_type: str = _knob(
         "slpo_sample",
-        "slpo_sample (SLPO, equal mass for every sample) | slpo (SLPO as the preprint has it) | dpo (alias sigmoid) | ipo | sft (on the chosen completions).",
+        "slpo_sample (SLPO, equal mass for every sample) | slpo (SLPO as the preprint has it) | "
+        "dpo (alias sigmoid) | ipo | sft (on the chosen completions).",
     )
     alpha: float = _knob(
         0.5,
-        "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, slpo_sample).",
+        "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, "
+        "slpo_sample).",
     )
     beta: float = _knob(0.1, "Sharpness of the log-ratios (dpo, ipo, slpo_sample).")
     anchor: float = _knob(1.0, "Weight of the term that keeps a group's mass (slpo_sample).")
-    temperature: str = _knob(
+    temperature: str = _knob(  # or a float; so annotated, HfArgumentParser takes both
         "length",
         "Temperature t: a positive number, or 'length' for the number of scored tokens (slpo).",
     )
     form: str = _knob(
         "halves",
-        "halves: each completion against its complement | joint: one softmax over all | squared: squared errors of log-probabilities (slpo).",
+        "halves: each completion against its complement | joint: one softmax over all | squared: "
+        "squared errors of log-probabilities (slpo).",
     )
     target: str = _knob("mass", "mass: the preprint's targets | ratio: length-neutral ones (slpo).")
     scale_t2: bool = _knob(
@@ -302,25 +363,30 @@ class SLPOConfig(TrainingArguments):
     )
     preset: str | None = _knob(
         None,
-        "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).",
+        "Settings of a version of the author's code: listing (preprint, Nov 2025) | main (takes "
+        "alpha and a number as temperature) | branch (squared errors, t = 512) (slpo).",
     )
     label_smoothing: float = _knob(
         0.0, "Share of labels taken to be wrong: conservative DPO (dpo)."
     )
-    max_length: int = _knob(1024, "Longest prompt plus completion, tokens; 0 or None: no limit.")
+    max_length: int | None = _knob(
+        1024, "Longest prompt plus completion, tokens; 0 or None: no limit."
+    )
     max_prompt_length: int | None = _knob(
         None, "Longest prompt where it must be cut, tokens; None: only completions are cut."
     )
     max_completion_length: int | None = _knob(
         None,
-        "Longest completion where it must be cut, tokens; None: what its prompt leaves of max_length. The original DPO code: max_length - max_prompt_length.",
+        "Longest completion where it must be cut, tokens; None: what its prompt leaves of "
+        "max_length. The original DPO code: max_length - max_prompt_length.",
     )
     truncation_mode: str = _knob(
         "keep_end", "Which end of a prompt to keep: keep_end | keep_start."
     )
     completion_tokens: str = _knob(
         "joint",
-        "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code does: apart.",
+        "Tokenise prompt and completion as one text: joint | each alone, as the original DPO code "
+        "does: apart.",
     )
     on_bad_rows: str = _knob(
         "raise", "What to do with rows that cannot be trained on: raise | drop."
@@ -334,29 +400,35 @@ class SLPOConfig(TrainingArguments):
     )
     ref_cache_dir: str | None = _knob(
         None,
-        "Folder that keeps reference log-probabilities between runs; None: HF_HOME/slpo; '': none are kept.",
+        "Folder that keeps reference log-probabilities between runs; None: HF_HOME/slpo; '': none "
+        "are kept.",
     )
     eval_examples: int | None = _knob(
         None,
-        "Evaluate every so many training groups, as the original DPO code does; sets eval_strategy and eval_steps.",
+        "Evaluate every so many training groups, as the original DPO code does; sets eval_strategy"
+        " and eval_steps.",
     )
     dataloader_drop_last: bool = _knob(
         False,
-        "Leave out what does not fill the last optimizer step of an epoch, another rest each time, as the original DPO code does. Evaluations stay whole.",
+        "Leave out what does not fill the last optimizer step of an epoch, another rest each time,"
+        " as the original DPO code does. Evaluations stay whole.",
     )
     disable_dropout: bool = _knob(True, "Set every dropout probability to 0.")
     check_start: bool = _knob(
         True,
-        "Stop before the first update where the policy's log-probabilities are not its reference's, unless a reference was given.",
+        "Stop before the first update where the policy's log-probabilities are not its "
+        "reference's, unless a reference was given.",
     )
     packing: bool = _knob(
         True,
-        "Groups share rows and completions share prompts, where that is exact; else one padded row for each completion.",
+        "Groups share rows and completions share prompts, where that is exact; else one padded row"
+        " for each completion.",
     )
     row_length: int = _knob(1024, "Tokens in a packed row; longer where one group is.")
     head_budget_mb: float = _knob(
         256.0,
-        "Memory for logits, MB; where the scored tokens of a batch need more, the head works in chunks, some of them computed twice.",
+        "Memory for logits, MB; where the scored tokens of a batch need more, the head works in "
+        "chunks, some of them computed twice.",
     )
     dataset_num_proc: int | None = _knob(None, "Processes for tokenisation.")
     pad_to_multiple_of: int | None = _knob(None, "Round row lengths up to a multiple of this.")
@@ -365,6 +437,10 @@ class SLPOConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        _check_numbers(self)
+        _check_yes_or_no(self)
+        if self.loss_type == "sigmoid":
+            self.loss_type = "dpo"
         _check_words(self)
         if self.bf16 is None:
             self.bf16 = not (self.fp16 or self.use_cpu) and _gpu_has_bf16()
@@ -373,26 +449,23 @@ class SLPOConfig(TrainingArguments):
         if self.eval_examples:
             self.eval_strategy = "steps"
         super().__post_init__()
-        _check_settings(self)
-        _check_run(self)
+        _check_loss(self)
+        _check_amounts(self)
+        _check_supported(self)
+        _check_optimizer(self)
         if self.eval_examples:
-            self.eval_steps = max(
-                round(
-                    self.eval_examples
-                    / (self.train_batch_size * self.gradient_accumulation_steps * self.world_size)
-                ),
-                1,
-            )
-        if self.accelerator_config.dispatch_batches is None:
-            self.accelerator_config.dispatch_batches = (
-                False  # a packed batch cannot be sliced by its rows
-            )
+            groups = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.eval_steps = max(round(self.eval_examples / groups), 1)
+        accelerator: Any = self.accelerator_config
+        if accelerator.dispatch_batches is None:
+            accelerator.dispatch_batches = False  # a packed batch cannot be sliced by its rows
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # pinning needs an accelerator
 
 
+# for a stage with another loss
 _LOSS_DEFAULTS = {
-    f.name: f.default
-    for f in fields(SLPOConfig)
-    if f.name in ("preset", *" ".join(_KNOBS.values()).split())
-}  # for a stage with another loss
+    name: default
+    for name, default in _defaults(SLPOConfig).items()
+    if name in ("preset", *" ".join(_KNOBS.values()).split())
+}

@@ -77,7 +77,7 @@ from slpo.packing import (
     _multiple,
     _no_grad_pass,
     _out_of_reach,
-    _packed_logps,
+    batch_logps,
     _placed,
     _row_limit,
     _why_not_in_chunks,
@@ -844,7 +844,7 @@ def _logps(self: SLPOTrainer, model, batch):
     "(N,) log-probabilities of a batch's completions; raises `FloatingPointError` with the rows where one is not finite."
     with self.accelerator.autocast():
         if "predicts" in batch:
-            logps = _packed_logps(
+            logps = batch_logps(
                 model, batch, self._head_budget, self.accelerator.unwrap_model(model)
             )
         else:

@@ -1,4 +1,5 @@
-"""Attention that does not see everything: packed rows are vouched for on the longest groups of the data, or they are padded."""
+"""Attention that does not see everything: packed rows are vouched for on the longest groups of
+the data, or they are padded."""
 
 import datasets
 import pytest
@@ -9,7 +10,7 @@ from test_packing import GROUPED, groups, one_by_one, tiny
 
 from slpo import SLPOConfig, SLPOTrainer
 from slpo.tokens import tokenize_preferences, train_tokenizer
-from slpo.packing import _packed_logps
+from slpo.packing import batch_logps
 
 datasets.disable_progress_bars()
 
@@ -103,7 +104,8 @@ def longest(dataset):
 @pytest.mark.parametrize("K,tokenised", [(2, False), (4, True)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_boundary(kind, K, tokenised, tmp_path):
-    "The last token predicts nothing, so that all is seen while the longest row has one token more than the window or chunk."
+    """The last token predicts nothing, so that all is seen while the longest row has one token
+    more than the window or chunk."""
     text = rows_of_text(K)
     groups = tokenize_preferences(text, WORDS)
     n = longest(groups)
@@ -249,10 +251,10 @@ def test_a_soft_cap_is_kept_when_the_head_works_in_chunks(monkeypatch):
         want = one_by_one(model, many)
         for budget in (1e9, 0.002):
             torch.testing.assert_close(
-                _packed_logps(model, PreferenceCollator(0)(many), budget),
+                batch_logps(model, PreferenceCollator(0)(many), budget),
                 want,
                 rtol=1e-5,
                 atol=1e-4,
             )
-    monkeypatch.setattr("slpo.trainer._after_head", lambda config: {"scale": 1.0, "softcap": None})
+    monkeypatch.setattr("slpo.packing._after_head", lambda config: {"scale": 1.0, "softcap": None})
     assert "unknown" in _why_not_in_chunks(model)  # the trial sees one that is left out
