@@ -14,7 +14,7 @@ import transformers
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-import slpo.trainer
+import slpo.reference
 from slpo import SLPOConfig, SLPOTrainer
 from slpo.tokens import train_tokenizer
 
@@ -280,7 +280,7 @@ def test_an_adapter_that_adds_nothing_yet_is_not(tmp_path, passes, again):
 
 def test_the_key_is_the_same_in_every_process():
     "PEFT's settings hold a set of names, which is in another order in each process."
-    assert json.loads(slpo.trainer._canonical([{"target_modules": set("hgabfe"), "n": 1}])) == [
+    assert json.loads(slpo.reference._canonical([{"target_modules": set("hgabfe"), "n": 1}])) == [
         {"target_modules": list("abefgh"), "n": 1}
     ]
 
@@ -476,7 +476,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path, caplog, monkeypa
     def fill(*args):
         resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
 
-    write = slpo.trainer._write_kept
+    write = slpo.reference._write_kept
 
     def write_then_fill(*args):
         write(*args)
@@ -484,7 +484,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path, caplog, monkeypa
 
     wanted = numbers(make(tmp_path, rows=BIG, ref_cache_dir=""))
     if full == "during the pass":
-        monkeypatch.setattr(slpo.trainer, "_write_kept", write_then_fill)
+        monkeypatch.setattr(slpo.reference, "_write_kept", write_then_fill)
     train, evals = BIG, ROWS  # the second would find room
     try:
         if full == "before the pass":

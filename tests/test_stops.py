@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from small_run import make, weights
-from slpo.trainer import Interrupted, last_checkpoint
+from slpo.stopping import Interrupted, last_checkpoint
 
 KILLS = int(os.environ.get("SLPO_KILLS", 6))
 
