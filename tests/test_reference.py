@@ -1,18 +1,18 @@
-"""The reference: one meaning under adapters, kept numbers of no other one, training that starts there."""
+"""The reference: one meaning under adapters, kept numbers of no other one, training that starts
+there."""
 
 import json
 import logging
 import math
 import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import slpo.reference
 from slpo import SLPOConfig, SLPOTrainer
@@ -286,7 +286,8 @@ def test_the_key_is_the_same_in_every_process():
 
 
 class Packing4Bit(torch.nn.Linear):
-    "As bitsandbytes' Linear4bit on a CPU: a pass without gradients repacks it, and ends its gradients."
+    """As bitsandbytes' Linear4bit on a CPU: a pass without gradients repacks it, and ends its
+    gradients."""
 
     support_avx512bf16_for_cpu, packed = True, False
 

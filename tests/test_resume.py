@@ -1,4 +1,5 @@
-"""A run that goes on is the run that was begun: other data, losses or seeds are refused; another rate is done, and recorded."""
+"""A run that goes on is the run that was begun: other data, losses or seeds are refused; another
+rate is done, and recorded."""
 
 import json
 from pathlib import Path
