@@ -384,7 +384,7 @@ def _name_or_none(model, dataset, *options) -> str | None:
         )
         return None
 
-# %% ../nbs/15_reference.ipynb #c15-018
+# %% ../nbs/15_reference.ipynb #c15-020
 #| code-fold: true
 def _read_kept(path: Path, total: int) -> np.ndarray | None:
     """The numbers in a file of reference log-probabilities; None where there is no such file or,
@@ -410,7 +410,7 @@ def _read_kept(path: Path, total: int) -> np.ndarray | None:
     )
     return None
 
-# %% ../nbs/15_reference.ipynb #c15-019
+# %% ../nbs/15_reference.ipynb #c15-021
 #| code-fold: true
 def _kept_file(args, model, dataset, *options) -> Path | None:
     """The file for a model's log-probabilities of a data set; None: none is wanted, this process
@@ -446,7 +446,7 @@ def _warn_not_kept(folder: Path, error: OSError):
         error,
     )
 
-# %% ../nbs/15_reference.ipynb #c15-020
+# %% ../nbs/15_reference.ipynb #c15-022
 #| code-fold: true
 class CachingTrainer(ScoringTrainer):
     "A reference's log-probabilities of a data set, read from a file where they are known already."
@@ -484,7 +484,7 @@ class CachingTrainer(ScoringTrainer):
             self._keeps = False
             _warn_not_kept(path.parent, e)
 
-# %% ../nbs/15_reference.ipynb #c15-022
+# %% ../nbs/15_reference.ipynb #c15-024
 #| code-fold: true
 def _check_shares():
     "Raise `ValueError` where a process would not have the weights that the reference pass needs."
@@ -529,7 +529,7 @@ def _swapped(weights):
 def _has_reference(dataset) -> bool:
     return dataset is not None and "ref_logps" in (dataset.column_names or ())
 
-# %% ../nbs/15_reference.ipynb #c15-023
+# %% ../nbs/15_reference.ipynb #c15-025
 #| code-fold: true
 class ColumnTrainer(CachingTrainer):
     "The reference as a column of every data set that can have one."
@@ -552,7 +552,7 @@ class ColumnTrainer(CachingTrainer):
         else:
             self.eval_dataset = known(evals)
 
-# %% ../nbs/15_reference.ipynb #c15-024
+# %% ../nbs/15_reference.ipynb #c15-026
 #| code-fold: true
 class StartTrainer(ColumnTrainer):
     """Remembers where training starts: as a column of every data set, or as a reference for each
@@ -596,7 +596,7 @@ class StartTrainer(ColumnTrainer):
         elif self._start is None:
             self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
 
-# %% ../nbs/15_reference.ipynb #c15-025
+# %% ../nbs/15_reference.ipynb #c15-027
 #| code-fold: true
 class ReferenceTrainer(StartTrainer):
     "Log-probabilities of the reference for every batch, and for rows that come later."

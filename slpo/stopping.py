@@ -61,7 +61,7 @@ def _what_is_whole(output_dir) -> str:
         return "No checkpoint has been written."
     return f"The last complete checkpoint is {path}: resume_from_checkpoint=True goes on from it."
 
-# %% ../nbs/16_stopping.ipynb #c16-006
+# %% ../nbs/16_stopping.ipynb #c16-008
 #| code-fold: true
 def _few(rows, most: int = 20) -> str:
     "The first numbers of rows, for a message."
@@ -93,7 +93,7 @@ def _no_finite_logp(dtype, step: int, rows: list, output_dir) -> str:
         f"begun, a lower learning_rate. {_what_is_whole(output_dir)}"
     )
 
-# %% ../nbs/16_stopping.ipynb #c16-007
+# %% ../nbs/16_stopping.ipynb #c16-009
 #| code-fold: true
 def _no_gradient(rows: list, loss_type: str, trainable: list) -> str:
     cause = (
@@ -112,7 +112,7 @@ def _no_gradient(rows: list, loss_type: str, trainable: list) -> str:
         f"{len(trainable)} weights are trainable{names}"
     )
 
-# %% ../nbs/16_stopping.ipynb #c16-008
+# %% ../nbs/16_stopping.ipynb #c16-010
 #| code-fold: true
 class FiniteTrainer(ReferenceTrainer):
     "Goes on with finite numbers only."
@@ -133,7 +133,7 @@ class FiniteTrainer(ReferenceTrainer):
             step, folder = self.state.global_step, self.args.output_dir
             raise FloatingPointError(_not_finite("the loss", step, rows, folder))
 
-# %% ../nbs/16_stopping.ipynb #c16-009
+# %% ../nbs/16_stopping.ipynb #c16-011
 #| code-fold: true
 class GradientTrainer(FiniteTrainer):
     "Takes no step on a gradient that is not finite, and no first step that would change nothing."
@@ -172,7 +172,7 @@ class GradientTrainer(FiniteTrainer):
         "The name of a class with a loss of its own; None: the loss is what `loss_type` names."
         return None
 
-# %% ../nbs/16_stopping.ipynb #c16-010
+# %% ../nbs/16_stopping.ipynb #c16-012
 #| code-fold: true
 def _starts_elsewhere(most: float, rows: list) -> str:
     return (
@@ -215,7 +215,7 @@ def _random_part(model) -> str:
             return f"a dropout of {module.p} in {name}"
     return "a layer that draws random numbers in training, or works in another way there"
 
-# %% ../nbs/16_stopping.ipynb #c16-011
+# %% ../nbs/16_stopping.ipynb #c16-013
 #| code-fold: true
 class SafeTrainer(GradientTrainer):
     "Starts only where its reference is: before the first update all rewards are 0, up to noise."
@@ -257,7 +257,7 @@ class SafeTrainer(GradientTrainer):
             _random_part(self.model),
         )
 
-# %% ../nbs/16_stopping.ipynb #c16-013
+# %% ../nbs/16_stopping.ipynb #c16-015
 #| code-fold: true
 _NOT_COUNTED = -1  # in place of a row's number
 
@@ -297,7 +297,7 @@ class CountingTrainer(SafeTrainer):
             self._seen = np.add(self._seen, table[keys.index("loss")].tolist())
         return {prefix + key: (total / n).item() for key, (total, n) in zip(keys, table) if n > 0}
 
-# %% ../nbs/16_stopping.ipynb #c16-014
+# %% ../nbs/16_stopping.ipynb #c16-016
 #| code-fold: true
 class MeasuringTrainer(CountingTrainer):
     "Logs and evaluations are means over groups, every row once."
@@ -339,7 +339,7 @@ class MeasuringTrainer(CountingTrainer):
         values = self.accelerator.gather_for_metrics(values, **how)
         return values[self._counted] if len(values) == len(self._counted) else values
 
-# %% ../nbs/16_stopping.ipynb #c16-016
+# %% ../nbs/16_stopping.ipynb #c16-018
 #| code-fold: true
 def _read_sums(path, rank: int, world_size: int) -> tuple:
     """The sums in a checkpoint: of the training loss over the whole run, and of each metric since
@@ -356,7 +356,7 @@ def _read_sums(path, rank: int, world_size: int) -> tuple:
             total[key] = np.add(total[key], sums)
     return seen, total
 
-# %% ../nbs/16_stopping.ipynb #c16-017
+# %% ../nbs/16_stopping.ipynb #c16-019
 #| code-fold: true
 class CheckpointTrainer(MeasuringTrainer):
     """Checkpoints are read under the names that the model has for its weights, hold the sums of
@@ -397,10 +397,10 @@ class CheckpointTrainer(MeasuringTrainer):
             whole = _what_is_whole(self.args.output_dir)
             raise OSError(f"{name} could not be written ({e}). {whole}") from e
 
-# %% ../nbs/16_stopping.ipynb #c16-019
+# %% ../nbs/16_stopping.ipynb #c16-021
 #| code-fold: true
-_STAYS = """loss_type seed data_seed optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
-    dataloader_drop_last train_sampling_strategy disable_dropout"""
+_STAYS = """loss_type seed data_seed optim optim_args weight_decay adam_beta1 adam_beta2
+    adam_epsilon dataloader_drop_last train_sampling_strategy disable_dropout"""
 _LENGTH = ("max_steps", "num_train_epochs")
 _SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", *_LENGTH)
 _MEASURED = ("reduce_lr_on_plateau", "greedy")  # schedules that steps do not tell
@@ -437,7 +437,7 @@ def _reference_mean(dataset) -> float | None:  # nats
         return None
     return float(np.mean([logps[0] for logps in dataset[:1000]["ref_logps"]]))
 
-# %% ../nbs/16_stopping.ipynb #c16-020
+# %% ../nbs/16_stopping.ipynb #c16-022
 #| code-fold: true
 def _what_stays(args, own_loss: str | None) -> dict:
     "Settings that must stay when a run goes on; of a loss of one's own, those of every loss."
@@ -483,7 +483,7 @@ def _changed_settings(then: dict, now: dict, max_steps: int) -> dict:
         changed.pop("num_train_epochs", None)  # the other one rules
     return changed
 
-# %% ../nbs/16_stopping.ipynb #c16-021
+# %% ../nbs/16_stopping.ipynb #c16-023
 #| code-fold: true
 def _too_late(changed: dict, finished: bool, deepspeed: bool) -> dict:
     "Those of the changes that this run cannot make."
@@ -509,7 +509,7 @@ def _another_run(path, other: dict, finished: bool) -> str:
         "another output_dir (--output_dir)"
     )
 
-# %% ../nbs/16_stopping.ipynb #c16-022
+# %% ../nbs/16_stopping.ipynb #c16-024
 #| code-fold: true
 class RecordTrainer(CheckpointTrainer):
     "Writes down what a run is made of."
@@ -540,7 +540,7 @@ class RecordTrainer(CheckpointTrainer):
             file.write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
         super()._save_rng_state(output_dir)
 
-# %% ../nbs/16_stopping.ipynb #c16-024
+# %% ../nbs/16_stopping.ipynb #c16-026
 #| code-fold: true
 def _take_rates(optimizer, schedule, base: list):
     "Set the rates to those of a schedule at its present step; `base`: peak rates, of each group."
@@ -569,7 +569,7 @@ def _rescale(optimizer, schedule, old: float, new: float):
         if hasattr(schedule, name):
             setattr(schedule, name, [rate * new / old for rate in getattr(schedule, name)])
 
-# %% ../nbs/16_stopping.ipynb #c16-025
+# %% ../nbs/16_stopping.ipynb #c16-027
 #| code-fold: true
 class ContinuedTrainer(RecordTrainer):
     "Goes on from checkpoints of its own run alone, at the rates that are asked for now."
@@ -614,7 +614,7 @@ class ContinuedTrainer(RecordTrainer):
         elif self._changes and self._changes[-1]["step"] == self.state.global_step:
             _rescale(self.optimizer, schedule, *self._changes[-1].get("learning_rate", (1, 1)))
 
-# %% ../nbs/16_stopping.ipynb #c16-027
+# %% ../nbs/16_stopping.ipynb #c16-029
 #| code-fold: true
 def _check_checkpoint(path):
     """Raise where a checkpoint is not whole: `FileNotFoundError`, or `ValueError` that names the
@@ -653,7 +653,7 @@ def _why_broken(file: Path) -> str | None:
         return "it was cut short, or is no file of torch's"  # torch.save writes zip files
     return None
 
-# %% ../nbs/16_stopping.ipynb #c16-028
+# %% ../nbs/16_stopping.ipynb #c16-030
 #| code-fold: true
 def _step_of(path) -> int:
     "The step in the name of a checkpoint; -1 for another name."
@@ -694,7 +694,7 @@ def _past_the_end(path: str, step: int, total: int, args) -> str:
         "as it is"
     )
 
-# %% ../nbs/16_stopping.ipynb #c16-030
+# %% ../nbs/16_stopping.ipynb #c16-032
 #| code-fold: true
 class Interrupted(KeyboardInterrupt):
     "Training was asked to stop; `signal` is the number of the signal."
@@ -703,7 +703,7 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.signal = signal
 
-# %% ../nbs/16_stopping.ipynb #c16-031
+# %% ../nbs/16_stopping.ipynb #c16-033
 #| code-fold: true
 class _Interrupt(TrainerCallback):
     "Ends training after the step in which a process was sent a signal."
@@ -743,7 +743,7 @@ def _signals(trainer):
         for s, handler in before.items():
             signal.signal(s, handler)
 
-# %% ../nbs/16_stopping.ipynb #c16-032
+# %% ../nbs/16_stopping.ipynb #c16-034
 #| code-fold: true
 class FinishedTrainer(ContinuedTrainer):
     "A run that has reached its end is not trained further."
@@ -774,7 +774,7 @@ class FinishedTrainer(ContinuedTrainer):
         steps = max(math.ceil(batches / a.gradient_accumulation_steps), 1)
         return math.ceil(a.num_train_epochs * steps)
 
-# %% ../nbs/16_stopping.ipynb #c16-033
+# %% ../nbs/16_stopping.ipynb #c16-035
 #| code-fold: true
 class ResumableTrainer(FinishedTrainer):
     "Goes on where it stopped, and stops when it is asked to."
@@ -812,7 +812,7 @@ class ResumableTrainer(FinishedTrainer):
             raise Interrupted(self._signal, f"stopped after {at}. {whole}")
         return out._replace(training_loss=self._mean_loss())
 
-# %% ../nbs/16_stopping.ipynb #c16-035
+# %% ../nbs/16_stopping.ipynb #c16-037
 #| code-fold: true
 _METHODS = {
     "slpo_sample": "SLPO-sample, derived from Ho 2025",
@@ -846,7 +846,7 @@ def _base_name(path: str | None) -> str:
         return "a model built from its configuration"
     return Path(path).name if Path(path).exists() else path
 
-# %% ../nbs/16_stopping.ipynb #c16-036
+# %% ../nbs/16_stopping.ipynb #c16-038
 #| code-fold: true
 def _as_list(*values) -> list:
     "What was given, one by one: words, lists of words, or None."
@@ -887,7 +887,7 @@ def _results(log_history: list) -> dict:
     last = log_history[-1] if log_history else {}
     return {k: f"{v:.4g}" for k, v in last.items() if k.startswith("eval_") and "/" in k}
 
-# %% ../nbs/16_stopping.ipynb #c16-037
+# %% ../nbs/16_stopping.ipynb #c16-039
 #| code-fold: true
 _CARD = """---
 {head}
@@ -908,7 +908,7 @@ def _write_card(folder: Path, head: ModelCardData, title: str, facts: dict):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
-# %% ../nbs/16_stopping.ipynb #c16-038
+# %% ../nbs/16_stopping.ipynb #c16-040
 #| code-fold: true
 def _facts(base: str, args, own_loss: str | None, dataset, state, changes: list) -> dict:
     "What the model card says: name -> value."
@@ -922,7 +922,7 @@ def _facts(base: str, args, own_loss: str | None, dataset, state, changes: list)
     facts |= _results(state.log_history)
     return facts | {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
 
-# %% ../nbs/16_stopping.ipynb #c16-039
+# %% ../nbs/16_stopping.ipynb #c16-041
 #| code-fold: true
 class DescribedTrainer(ResumableTrainer):
     "Writes what was done beside the model that it saves."
