@@ -1,4 +1,5 @@
-"""Packed log-probabilities and gradients of a model whose weights are shared out over CPU processes, against the whole model's. Under torchrun."""
+"""Packed log-probabilities and gradients of a model whose weights are shared out over CPU
+processes, against the whole model's. Under torchrun."""
 
 import copy
 import os

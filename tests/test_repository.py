@@ -225,20 +225,25 @@ def test_the_guard_knows_all_that_the_trainer_builds_on():
     from slpo.trainer import _ATTRIBUTES, _HOOKS, _missing_names
 
     guarded = set(_HOOKS.split()) | set(_ATTRIBUTES.split())
-    overridden = {
-        name for name in vars(SLPOTrainer) if hasattr(Trainer, name) and not name.startswith("__")
-    }
+    chain = SLPOTrainer.__mro__[: SLPOTrainer.__mro__.index(Trainer)]
+    assert len(chain) > 5
+    ours = {name for kind in chain for name in vars(kind)}
+    overridden = {name for name in ours if hasattr(Trainer, name) and not name.startswith("__")}
     assert overridden <= guarded and {"_get_grad_norm", "_save_rng_state"} <= overridden
-    nodes = list(ast.walk(ast.parse((ROOT / "slpo" / "trainer.py").read_text())))
+    files = sorted({kind.__module__.removeprefix("slpo.") for kind in chain})
+    assert files == ["reference", "stopping", "trainer"]
+    sources = [(ROOT / "slpo" / f"{name}.py").read_text() for name in files]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
 
     def of_trainer(node):
-        return (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id in ("self", "trainer", "Trainer")
-        )
+        if not isinstance(node, ast.Attribute):
+            return False
+        owner = node.value
+        if isinstance(owner, ast.Call):  # super().method
+            return isinstance(owner.func, ast.Name) and owner.func.id == "super"
+        return isinstance(owner, ast.Name) and owner.id in ("self", "trainer", "Trainer")
 
-    own = set(vars(SLPOTrainer)) | {
+    own = ours | {
         node.attr for node in nodes if of_trainer(node) and isinstance(node.ctx, ast.Store)
     }
     read = {node.attr for node in nodes if of_trainer(node) and node.attr.startswith("_")} - own

@@ -124,7 +124,7 @@ def test_without_the_trial_packed_rows_would_be_far_off(kind, tmp_path, monkeypa
 
 @pytest.mark.parametrize("kind", ["window", "chunk"])
 def test_what_no_setting_names_is_seen_in_the_numbers(kind, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("slpo.trainer._out_of_reach", lambda *a: None)
+    monkeypatch.setattr("slpo.reference._out_of_reach", lambda *a: None)
     t = trainer(model_that_sees(kind, 16), tmp_path, rows_of_text(2))
     assert (
         not t.data_collator.packed
@@ -186,7 +186,7 @@ def test_data_that_come_later_are_tried_where_they_are_longer(tmp_path, monkeypa
     t = trainer(model_that_sees("window", 25), tmp_path, rows_of_text(2, n=3))
     later = tokenize_preferences(rows_of_text(2, n=4), WORDS)
     tried = []
-    monkeypatch.setattr("slpo.trainer._why_not_long", lambda *a, **k: tried.append(a))
+    monkeypatch.setattr("slpo.reference._why_not_long", lambda *a, **k: tried.append(a))
     t._check_layout(t.train_dataset)
     assert not tried  # no longer than before
     t._check_layout(later)
