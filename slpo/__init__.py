@@ -29,7 +29,8 @@ _WHERE = {
 }
 # found by name as well
 _BESIDES = {
-    "plot": "CHOSEN PALETTE REJECTED REST TEXT_WIDTH knobs savefig savenumbers use_style",
+    "plot": "CHOSEN LOSS_STYLES PALETTE REJECTED REST TEXT_WIDTH knobs loss_style savefig savenumbers "
+    "use_style",
     "world": "ASKING FACTS GREETINGS POLITE RUDE TURN",
     "files": "Finding logger",
     "tokens": "tokenize_preferences train_tokenizer",
