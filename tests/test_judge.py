@@ -1,4 +1,5 @@
-"""The LLM judge and `slpo_eval`, against servers that answer, fail, stall, truncate and lie, and against `transformers serve`."""
+"""The LLM judge and `slpo_eval`, against servers that answer, fail, stall, truncate and lie, and
+against `transformers serve`."""
 
 import email.utils
 import json
@@ -43,12 +44,12 @@ def completion(content):
 
 
 class FakeServer(ThreadingHTTPServer):
-    "Speaks `/v1/chat/completions`; `says(question, times asked before)` returns the content, (status, body, headers) with body as bytes, or does what it likes with the handler."
+    """Speaks `/v1/chat/completions`; `says(question, times asked before)` returns the content,
+    (status, body, headers) with body as bytes, or does what it likes with the handler."""
 
     daemon_threads, request_queue_size = True, 64
-    server_bind = (
-        TCPServer.server_bind
-    )  # HTTPServer's looks up the name of the host, which takes a second without a network
+    # HTTPServer's looks up the name of the host, which takes a second without a network
+    server_bind = TCPServer.server_bind
 
     def __init__(self, says):
         self.says, self.seen, self.lock = says, [], threading.Lock()
@@ -72,7 +73,8 @@ class FakeServer(ThreadingHTTPServer):
             question = body["messages"][0]["content"]
             with self.server.lock:
                 before = self.server.questions.count(question)
-                self.server.seen.append((time.monotonic(), question, dict(self.headers)))
+                headers = {name.title(): value for name, value in self.headers.items()}
+                self.server.seen.append((time.monotonic(), question, headers))
             assert (
                 self.path == "/v1/chat/completions"
                 and body["model"] == "fake"
@@ -387,10 +389,9 @@ def test_4xx_stops_at_once_with_what_the_server_says(tmp_path, serve, status):
     )  # those under way, none of them twice
 
 
-@pytest.mark.parametrize("status", [301, 302, 303])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_the_key_is_not_sent_along_to_where_a_server_points(tmp_path, serve, monkeypatch, status):
     "A judge that moves to another host and port gets the question's answer, and no key: whoever redirects could send it anywhere."
-    monkeypatch.setattr(FakeServer.Handler, "do_GET", lambda self: elsewhere(self))
     arrived = []
 
     def elsewhere(handler):
@@ -401,7 +402,14 @@ def test_the_key_is_not_sent_along_to_where_a_server_points(tmp_path, serve, mon
         handler.end_headers()
         handler.wfile.write(raw)
 
-    other = serve(lambda question, before: pytest.fail("a redirected question comes as GET"))
+    other = serve(lambda question, before: pytest.fail("answered by `elsewhere`"))
+    for method in ("do_GET", "do_POST"):
+        usual = getattr(FakeServer.Handler, method)
+        monkeypatch.setattr(
+            FakeServer.Handler,
+            method,
+            lambda self, usual=usual: elsewhere(self) if self.server is other else usual(self),
+        )
     server = serve(
         lambda question, before: (
             status,
@@ -716,6 +724,37 @@ def test_a_missing_key_is_named(tmp_path, serve, monkeypatch):
     with pytest.raises(JudgeError, match="OPENAI_API_KEY, which would hold the key, is not set"):
         win_rate(server, tmp_path)
     assert all("Authorization" not in headers for *_, headers in server.seen)
+
+
+def test_no_other_variable_of_the_library_is_sent(serve, monkeypatch):
+    "A judge of one's own is told neither OpenAI's key nor whose account it is."
+    server = serve(lambda question, before: longer(question))
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
+    question = judge_questions(PROMPTS[:1], OURS[:1], THEIRS[:1])[0][1]
+    Judge(server.url, "fake", key_env="MY_KEY")(question)
+    monkeypatch.setenv("MY_KEY", "sk-mine")
+    Judge(server.url, "fake", key_env="MY_KEY")(question)
+    (*_, without), (*_, own) = server.seen
+    assert "Authorization" not in without and own["Authorization"] == "Bearer sk-mine"
+    assert not any(KEY in value for headers in (without, own) for value in headers.values())
+
+
+def test_without_the_library_a_judge_says_how_to_install_it(tmp_path, serve, monkeypatch, capsys):
+    server = serve(lambda question, before: longer(question))
+    judge = Judge(server.url, "fake")
+    questions = judge_questions(PROMPTS, OURS, THEIRS)
+    assert judge_cost(judge, questions, tmp_path / "v.jsonl")["requests"] == 2 * N
+    monkeypatch.setitem(sys.modules, "openai", None)
+    for use in (judge.look, lambda: judge("?"), lambda: win_rate(server, tmp_path)):
+        with pytest.raises(JudgeError, match=r"'openai', which .*: pip install 'slpo\[judge\]'$"):
+            use()
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "policy": "a", "baseline": "b"}\n')
+    flags = f"--answers {tmp_path}/rows.jsonl --judge_model fake --judge_url {server.url}"
+    assert eval_main([*flags.split(), "--output_dir", str(tmp_path / "out")]) == 2
+    assert "pip install 'slpo[judge]'" in capsys.readouterr().err and not server.seen
+    ask_judge(lambda question: ("Verdict: A", {}), questions, tmp_path / "f.jsonl", desc=None)
 
 
 def test_the_cost_is_about_what_is_used(tmp_path, serve):
