@@ -361,6 +361,6 @@ def test_deepspeed_that_is_not_there(tmp_path, monkeypatch):
         (None, "--deepspeed: it is not installed"),
         (True, "--deepspeed ds.json: no such file"),
     ):
-        monkeypatch.setattr("slpo.cli.find_spec", lambda name: installed)
+        monkeypatch.setattr("slpo.flags.find_spec", lambda name: installed)
         with pytest.raises(ValueError, match=message):
             parse_run(["--deepspeed", "ds.json", "--output_dir", "out"])
