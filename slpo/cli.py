@@ -172,7 +172,8 @@ def _nothing_left(keys: list, prompts: list, size: int, run: RunArguments) -> st
         f"give --eval_size {most} or less, {ways}"
     )
 
-
+# %% ../nbs/21_cli.ipynb #cell-005-b
+#| code-fold: true
 def _without_prompts(rows: Dataset, test: Dataset, run: RunArguments) -> Dataset:
     "The rows whose prompts are not evaluated on. Raises `ValueError` where none is left."
     held_out = {_key(prompt) for prompt in test["prompt"]}
@@ -346,7 +347,7 @@ def _kept_settings(run: RunArguments, args: SLPOConfig) -> dict:  # name -> valu
     text = json.dumps(settings, default=lambda x: str(getattr(x, "value", x)))
     return json.loads(text)
 
-
+# %% ../nbs/21_cli.ipynb #cell-same-b
 def _check_same_run(settings: dict, out: Path):
     "Raise `ValueError`, naming them, where the run in `out` was begun with other settings."
     file = out / "run.json"
@@ -598,7 +599,7 @@ def train(
     print(f"\nthe model is in {path}: AutoModelForCausalLM.from_pretrained({str(path)!r})")
     return metrics
 
-
+# %% ../nbs/21_cli.ipynb #cell-016-b
 def _check_run(run: RunArguments, args: SLPOConfig, out: Path) -> dict:
     """The settings that the run keeps. Raises `ValueError` or `OSError` for what can be known to
     fail before a row is read."""
@@ -657,7 +658,7 @@ def _write_settings(out: Path, settings: dict):
             out.mkdir(parents=True, exist_ok=True)
             (out / "run.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
-
+# %% ../nbs/21_cli.ipynb #cell-017-b
 def _write_run(out: Path, metrics: dict, test: Dataset | None):
     "metrics.json and the rows that were evaluated on."
     if not _first_process():
@@ -747,7 +748,7 @@ def _save(stage: SLPOTrainer) -> OSError | None:
         return e
     return None
 
-
+# %% ../nbs/21_cli.ipynb #cell-018-b
 def _print_samples(texts: list, before: list, after: list):
     "Ends of the prompts, and beginnings of the samples, for a terminal."
     if texts:
@@ -808,7 +809,7 @@ def _preference_stage(run, args, model, tokenizer, groups, held_out, test) -> di
         metrics["settings changed on the way"] = stage._changes
     return metrics
 
-
+# %% ../nbs/21_cli.ipynb #cell-019-b
 def _write_shown(run: RunArguments, args: SLPOConfig, stage: SLPOTrainer, samples: tuple):
     "figure.png and samples.md; `samples`: texts of the prompts, answers before, answers after."
     out = Path(str(args.output_dir))
@@ -852,7 +853,8 @@ def _complain(command: str, e: Exception) -> int:
     print(f"{command}: {message}\n(--debug shows where)", file=sys.stderr)
     return 2
 
-
+# %% ../nbs/21_cli.ipynb #cell-020-b
+#| code-fold: true
 def train_main(
     argv: list | None = None,  # flags; default: those of the command line
 ) -> int:  # exit status: 0; 2 where something is wrong with the input; 128 + n after signal n

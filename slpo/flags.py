@@ -346,7 +346,7 @@ def _refuse_truth(value: bool, written: str, kinds: set, choices: list | None):
         raise ValueError(f'{found}: write "{written}"')
     raise ValueError(f"{found}: expected {_expected(kinds, choices)}")
 
-
+# %% ../nbs/20_flags.ipynb #cell-009-b
 def _read_word(value, written: str, kinds: set, choices: list | None):
     "A number or a text, of the first of the types that it can be."
     for kind, read in ((bool, _truth), (int, _whole), (float, float)):
@@ -397,7 +397,7 @@ def _check_inside(node):
         for inner in part if isinstance(part, tuple) else (part,):
             _check_inside(inner)
 
-
+# %% ../nbs/20_flags.ipynb #cell-010-b
 def _check_scalar(kind: str, written: str):
     "Raise `ValueError` for a number, a date or a truth value that is not what is written."
     if kind in ("int", "float"):
@@ -437,7 +437,8 @@ def _no_recipe(name: str, shipped: list) -> str:
     message = f"--config {name}: neither a file nor one of the recipes {', '.join(shipped)}"
     return f"{message}; did you mean --config {close[0]}?" if close else message
 
-
+# %% ../nbs/20_flags.ipynb #cell-011-b
+#| code-fold: true
 def _read_yaml(text: str, file: str) -> dict:  # name -> (value, as it is written, line)
     "The settings of a YAML text. Raises `ValueError` with line and column for what is none."
     settings, top = _parse_yaml(text, file)
@@ -515,7 +516,8 @@ def _settings(parser: HfArgumentParser, classes: tuple, name: str) -> dict:  # n
             raise ValueError(f"{file}: line {line}: {n} {e}") from None
     return settings
 
-
+# %% ../nbs/20_flags.ipynb #cell-012-b
+#| code-fold: true
 def _read_setting(name: str, value, written: str, kinds: set, action: argparse.Action):
     "The value of one setting. Raises `ValueError` that says what was found, and what is expected."
     if isinstance(value, bool) and name in _OTHER_WORDS and bool not in kinds:
@@ -570,7 +572,7 @@ def _raise_message(message: str) -> typing.NoReturn:
     page of usage and exit."""
     raise ValueError(re.sub(r"^argument (--\w+)(/--[\w-]+)*", r"\1", message))
 
-
+# %% ../nbs/20_flags.ipynb #cell-readers-b
 def _parse(parser: HfArgumentParser, argv: list) -> list:
     """What `parse_args_into_dataclasses` returns. Raises `ValueError` for flags that do not exist,
     or lack a value: one line instead of a page of usage."""
@@ -668,7 +670,8 @@ def _first_flags(argv: list) -> argparse.Namespace:
         first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
     return first.parse_known_args(argv)[0]
 
-
+# %% ../nbs/20_flags.ipynb #cell-014-b
+#| code-fold: true
 def _default_recipe(given: argparse.Namespace, argv: list) -> str | None:
     "The recipe where none is given: the world, unless model or data, or only help, were asked for."
     asks_help = "-h" in argv or "--help" in argv
