@@ -27,18 +27,21 @@ from .models import torch_dtype
 from .settings import LOSSES, SLPOConfig, _knob
 
 # %% ../nbs/20_flags.ipynb #cell-004
+#| code-fold: true
 @dataclass
 class RunArguments:
     "What to train on what: the flags of `slpo_train` beside those of `SLPOConfig`."
 
     model_name_or_path: str | None = _knob(
         None,
-        "Hub id or folder of a causal language model; None, with dataset 'world': a small Pythia from scratch.",
+        "Hub id or folder of a causal language model; None, with dataset 'world': "
+        "a small Pythia from scratch.",
     )
     gguf_file: str | None = _knob(None, "Name of a GGUF file in that folder.")
     dtype: str = _knob(
         "float32",
-        "Precision of the weights: float32 | bfloat16 | float16, or auto: the checkpoint's own. Keep float32 for training and add --bf16 for bf16 arithmetic.",
+        "Precision of the weights: float32 | bfloat16 | float16, or auto: the checkpoint's own. "
+        "Keep float32 for training and add --bf16 for bf16 arithmetic.",
     )
     dataset_name: str = _knob(
         "world",
@@ -52,11 +55,13 @@ class RunArguments:
     train_size: int | None = _knob(None, "Train on so many pairs, drawn with the seed; None: all.")
     eval_size: int | None = _knob(
         None,
-        "Evaluate on so many pairs; None: at most 256, and where they are held out, of a tenth of the prompts; 0: train without an evaluation.",
+        "Evaluate on so many pairs; None: at most 256, and where they are held out, "
+        "of a tenth of the prompts; 0: train without an evaluation.",
     )
     sft_targets: str = _knob(
         "all",
-        "Supervised fine-tuning on the chosen completion of every pair: all | of each prompt's last pair alone, as the original DPO code does: unique_prompts.",
+        "Supervised fine-tuning on the chosen completion of every pair: all | "
+        "of each prompt's last pair alone, as the original DPO code does: unique_prompts.",
     )
     sft_epochs: float = _knob(
         0.0,
@@ -85,7 +90,7 @@ class RunArguments:
         torch_dtype(self.dtype)
 
 
-def _check_number(settings, name: str, above: float = None):
+def _check_number(settings, name: str, above: float | None = None):
     "Raise `ValueError`, naming the setting, where it is set, and below 0 or not above `above`."
     value = getattr(settings, name)
     if value is None:
@@ -96,6 +101,7 @@ def _check_number(settings, name: str, above: float = None):
         raise ValueError(f"{name}={value}: expected a number above {above}")
 
 # %% ../nbs/20_flags.ipynb #cell-007
+#| code-fold: true
 _OTHERS_NAMES = dict(
     alpha_slpo="alpha",
     base_model="model_name_or_path",
@@ -173,6 +179,9 @@ _OTHERS_NAMES = dict(
     warmup_ratio="warmup_steps",
     wd="weight_decay",
 )
+
+# %% ../nbs/20_flags.ipynb #cell-names
+#| code-fold: true
 _OF_THE_MODEL = (
     "attn_implementation",
     "load_in_4bit",
@@ -182,7 +191,11 @@ _OF_THE_MODEL = (
     "trust_remote_code",
     "use_flash_attn",
 )
-_THE_REFERENCE = "the reference is the model as it is when training starts; another one is given in Python, SLPOTrainer(model, ref_model=...)"
+_MODEL_ARGUMENTS = "model_init_kwargs (arguments of from_pretrained, as JSON)"
+_THE_REFERENCE = (
+    "the reference is the model as it is when training starts; "
+    "another one is given in Python, SLPOTrainer(model, ref_model=...)"
+)
 _ADAPTERS = "adapters are given in Python, SLPOTrainer(..., peft_config=...)"
 _ELSEWHERE = dict(
     adapter=_ADAPTERS,
@@ -204,98 +217,138 @@ _ELSEWHERE = dict(
     reference_free="every loss here has a reference; without one there is loss_type sft",
 )
 
-
-def _meant(name: str, known) -> str:
-    "What another trainer's name, or a slip of the hand, is here: a setting, with what differs; '' where nothing is like it."
-    name = name.lstrip("-").replace("-", "_")
-    if name in _OF_THE_MODEL:
-        return (
-            "model_init_kwargs (arguments of from_pretrained, as JSON)"
-            if "model_init_kwargs" in known
-            else ""
-        )
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.85)
-    found = _OTHERS_NAMES.get(name) or next((other for other in near if _is_slip(name, other)), "")
-    if found not in known:
-        return ""
-    return found + " (below 1: a share of all steps)" * (name == "warmup_ratio")
-
 # %% ../nbs/20_flags.ipynb #cell-008
+#| code-fold: true
+def _digits(text: str) -> list:
+    return [letter for letter in text if letter.isdigit()]
+
+
 def _is_slip(name: str, other: str) -> bool:
-    "Whether two names differ by a slip of the hand: not by a word more, another number, or another word."
-    words, others = name.split("_"), other.split("_")
+    """Whether two names differ by a slip of the hand: not by a word more, another number, or
+    another word."""
+    words = name.split("_")
+    others = other.split("_")
     mine = "".join(word for word in words if word not in others)
     theirs = "".join(word for word in others if word not in words)
-
-    def digits(text):
-        return [letter for letter in text if letter.isdigit()]
-
-    if digits(name) != digits(other) or bool(mine) != bool(theirs):
+    if _digits(name) != _digits(other) or bool(mine) != bool(theirs):
         return False
     return difflib.SequenceMatcher(None, mine, theirs).ratio() > 0.7
 
 
+def _meant(name: str, known) -> str:
+    """The setting that another trainer's name, or a slip of the hand, means here, with what
+    differs; '' where nothing is like it."""
+    if name in _OF_THE_MODEL:
+        return _MODEL_ARGUMENTS if "model_init_kwargs" in known else ""
+    setting = _OTHERS_NAMES.get(name, "")
+    if not setting:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.85)
+        setting = next((other for other in near if _is_slip(name, other)), "")
+    if setting not in known:
+        return ""
+    if name == "warmup_ratio":
+        return f"{setting} (below 1: a share of all steps)"
+    return setting
+
+
 def _advice(name: str, known, dashes: str = "") -> str:
-    "What to say of a name that is no setting; '' where nothing is like it."
+    "What to do instead of a setting that does not exist; '' where nothing is like it."
     name = name.lstrip("-").replace("-", "_")
     if "train_size" in known and name in _ELSEWHERE:
         return _ELSEWHERE[name]
     meant = _meant(name, known)
     return f"did you mean {dashes}{meant}?" if meant else ""
 
+# %% ../nbs/20_flags.ipynb #cell-kinds
+#| code-fold: true
+_KIND_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "'name: value' lines",
+    list: "a list",
+}
+
 
 def _kinds(hint) -> set:
     "The types that a setting may have; Enums and Literals are texts."
-    parts = (
-        [kind for part in typing.get_args(hint) for kind in _kinds(part)]
-        if _is_union(hint)
-        else [typing.get_origin(hint) or hint]
-    )
-    return {kind if kind in (bool, int, float, dict, list, type(None)) else str for kind in parts}
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return set().union(*map(_kinds, typing.get_args(hint)))
+    kind = typing.get_origin(hint) or hint
+    return {kind if kind in (*_KIND_WORDS, type(None)) else str}
 
 
-def _is_union(hint) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+def _expected(kinds: set, choices: list | None = None) -> str:
+    "What to write for a setting of these types, or one that has choices."
+    if choices:
+        return f"one of {', '.join(map(str, choices))}"
+    return " or ".join(word for kind, word in _KIND_WORDS.items() if kind in kinds)
+
+
+def _truth(word: str) -> bool:
+    "What YAML takes for true and false (yes, no, on, off) is so on the command line, too."
+    if word.lower() in ("on", "off"):
+        return word.lower() == "on"
+    return string_to_bool(word)
+
+
+def _whole(number) -> int:
+    "A whole number, of which 1e3 is one. Raises `ValueError` for any other."
+    if isinstance(number, str):
+        number = float(number)
+    if number != int(number):
+        raise ValueError(number)
+    return int(number)
 
 # %% ../nbs/20_flags.ipynb #cell-009
+#| code-fold: true
 def _read_value(
     value,  # as YAML has it
     written: str,  # as it stands in the file
     kinds: set,  # types that the setting may have
-    choices: list = None,  # words that it may be
-    optional: bool = False,
-):  # may it be empty?
-    "The value as the setting wants it. Raises `ValueError` that says what was found and what is expected."
-    expected = _expected(kinds, choices)
+    choices: list | None = None,  # words that it may be
+    optional: bool = False,  # may it be empty?
+):
+    """The value as the setting wants it. Raises `ValueError` that says what was found and what is
+    expected."""
     if value is None:
-        if written == "~" and str in kinds:
-            raise ValueError(
-                "is ~, which YAML reads as empty: write null, or the name of your home folder in full"
-            )
-        if optional:
-            return None
-        raise ValueError(f"is empty: expected {expected}")
+        return _read_empty(written, kinds, choices, optional)
     if isinstance(value, (dict, list)):
         if type(value) in kinds:
             return value
-        raise ValueError(
-            f"is a {'list' if isinstance(value, list) else 'block of settings'}: expected {expected}"
-        )
-    if isinstance(value, bool) and bool not in kinds:
-        truth = str(value).lower()
-        said = (
-            f"is {truth}"
-            if written.lower() == truth
-            else f"is {truth} (YAML reads {written} as {truth})"
-        )
-        meant = (
-            str in kinds
-            and written.lower() != truth
-            and (not choices or written.lower() in choices)
-        )
-        raise ValueError(f'{said}: write "{written}"' if meant else f"{said}: expected {expected}")
+        found = "a list" if isinstance(value, list) else "a block of settings"
+        raise ValueError(f"is {found}: expected {_expected(kinds, choices)}")
     if isinstance(value, bool):
+        if bool not in kinds:
+            _refuse_truth(value, written, kinds, choices)
         return value
+    return _read_word(value, written, kinds, choices)
+
+
+def _read_empty(written: str, kinds: set, choices: list | None, optional: bool):
+    "None, where a setting may be empty. Raises `ValueError` where it may not, or where `~` stands."
+    if written == "~" and str in kinds:
+        raise ValueError(
+            "is ~, which YAML reads as empty: write null, or the name of your home folder in full"
+        )
+    if not optional:
+        raise ValueError(f"is empty: expected {_expected(kinds, choices)}")
+
+
+def _refuse_truth(value: bool, written: str, kinds: set, choices: list | None):
+    "Raise `ValueError` for a truth value, with the word to quote where one was meant."
+    truth = str(value).lower()
+    word = written.lower()
+    found = f"is {truth}" if word == truth else f"is {truth} (YAML reads {written} as {truth})"
+    allowed = not choices or word in choices
+    if str in kinds and word != truth and allowed:
+        raise ValueError(f'{found}: write "{written}"')
+    raise ValueError(f"{found}: expected {_expected(kinds, choices)}")
+
+# %% ../nbs/20_flags.ipynb #cell-009-b
+def _read_word(value, written: str, kinds: set, choices: list | None):
+    "A number or a text, of the first of the types that it can be."
     for kind, read in ((bool, _truth), (int, _whole), (float, float)):
         if kind not in kinds:
             continue
@@ -307,12 +360,14 @@ def _read_value(
         except (ValueError, OverflowError, argparse.ArgumentTypeError):
             pass
     if str not in kinds or choices and written not in choices:
-        raise ValueError(f"is {written!r}: expected {expected}")
+        raise ValueError(f"is {written!r}: expected {_expected(kinds, choices)}")
     return written
 
-
+# %% ../nbs/20_flags.ipynb #cell-010
+#| code-fold: true
 def _check_written(value, written: str):
-    "Raise `ValueError` where the number that YAML read is not the one that stands there: 010 is 8 to it, and 1:30 is 90."
+    """Raise `ValueError` where the number that YAML read is not the one that stands there: 010 is
+    8 to it, and 1:30 is 90."""
     if written.lower().lstrip("+-") in (".inf", ".nan"):
         return
     for read in (float, lambda text: int(text, 0)):
@@ -324,93 +379,93 @@ def _check_written(value, written: str):
     plain = written.lstrip("+-").lstrip("0")
     ways = f"{plain} or {value}" if plain.isdigit() else f"{value}"
     raise ValueError(
-        f"is {written}, which YAML reads as {value}: write {ways}, in plain digits, whichever is meant"
+        f"is {written}, which YAML reads as {value}: write {ways}, in plain digits, "
+        "whichever is meant"
     )
 
-# %% ../nbs/20_flags.ipynb #cell-010
+
 def _check_inside(node):
-    "Raise `ValueError`, with its line, for a value inside a list or a block that YAML reads as something other than what is written."
-    parts = node.value if isinstance(node.value, list) else []
-    for part in parts:
+    """Raise `ValueError`, with its line, for a value inside a list or a block that YAML reads as
+    something other than what is written."""
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            _check_scalar(node.tag.rpartition(":")[2], node.value)
+        except ValueError as e:
+            raise ValueError(f"{e} (line {node.start_mark.line + 1})") from None
+        return
+    for part in node.value:
         for inner in part if isinstance(part, tuple) else (part,):
             _check_inside(inner)
-    if not isinstance(node, yaml.ScalarNode):
-        return
-    kind, written = node.tag.rpartition(":")[2], node.value
-    try:
-        if kind in ("int", "float"):
-            _check_written(yaml.safe_load(written), written)
-        if kind == "timestamp":
-            raise ValueError(f'holds {written}, which YAML reads as a date: write "{written}"')
-        if kind == "bool" and written.lower() not in ("true", "false"):
-            truth = str(yaml.safe_load(written)).lower()
-            raise ValueError(
-                f'holds {written}, which YAML reads as {truth}: write "{written}", or {truth}'
-            )
-    except ValueError as e:
-        raise ValueError(f"{e} (line {node.start_mark.line + 1})") from None
 
-
-def _truth(word: str) -> bool:
-    "yes, no, on, off and the like: what YAML takes for true and false is so on the command line, too."
-    if word.lower() in ("on", "off"):
-        return word.lower() == "on"
-    return string_to_bool(word)
-
-
-def _whole(number) -> int:
-    "1e3 is a whole number too."
-    if isinstance(number, str):
-        number = float(number)
-    if number != int(number):
-        raise ValueError(number)
-    return int(number)
-
-
-def _expected(kinds: set, choices: list = None) -> str:
-    if choices:
-        return f"one of {', '.join(map(str, choices))}"
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        dict: "'name: value' lines",
-        list: "a list",
-    }
-    return " or ".join(word for kind, word in words.items() if kind in kinds)
+# %% ../nbs/20_flags.ipynb #cell-010-b
+def _check_scalar(kind: str, written: str):
+    "Raise `ValueError` for a number, a date or a truth value that is not what is written."
+    if kind in ("int", "float"):
+        _check_written(yaml.safe_load(written), written)
+    if kind == "timestamp":
+        raise ValueError(f'holds {written}, which YAML reads as a date: write "{written}"')
+    if kind == "bool" and written.lower() not in ("true", "false"):
+        truth = str(yaml.safe_load(written)).lower()
+        raise ValueError(
+            f'holds {written}, which YAML reads as {truth}: write "{written}", or {truth}'
+        )
 
 # %% ../nbs/20_flags.ipynb #cell-011
-RECIPES = resources.files("slpo") / "recipes"
+#| code-fold: true
+RECIPES = Path(str(resources.files("slpo") / "recipes"))
 
 
 def _recipe(name: str) -> tuple:  # (text, what to call it in a message)
-    "The text of a YAML file or a shipped recipe."
-    shipped = sorted(
-        f.name.removesuffix(".yaml") for f in RECIPES.iterdir() if f.name.endswith(".yaml")
-    )
-    if Path(name).is_file():
-        file = Path(name)
-    elif name in shipped:
+    "The text of a YAML file or a shipped recipe. Raises `FileNotFoundError`, `ValueError`."
+    files = [file.name for file in RECIPES.iterdir()]
+    shipped = sorted(f.removesuffix(".yaml") for f in files if f.endswith(".yaml"))
+    file = Path(name)
+    if not file.is_file():
+        if name not in shipped:
+            raise FileNotFoundError(_no_recipe(name, shipped))
         file = RECIPES / f"{name}.yaml"
-    else:
-        close = difflib.get_close_matches(
-            Path(name).name.removesuffix(".yml").removesuffix(".yaml"), shipped, n=1
-        )
-        raise FileNotFoundError(
-            f"--config {name}: neither a file nor one of the recipes {', '.join(shipped)}"
-            + (f"; did you mean --config {close[0]}?" if close else "")
-        )
     try:
         return file.read_text(encoding="utf-8"), file.name
     except UnicodeDecodeError as e:
         raise ValueError(f"{file.name}: not UTF-8 (byte {e.start + 1})") from None
 
 
+def _no_recipe(name: str, shipped: list) -> str:
+    "The message for a name that is neither a file nor a recipe."
+    base = Path(name).name.removesuffix(".yml").removesuffix(".yaml")
+    close = difflib.get_close_matches(base, shipped, n=1)
+    message = f"--config {name}: neither a file nor one of the recipes {', '.join(shipped)}"
+    return f"{message}; did you mean --config {close[0]}?" if close else message
+
+# %% ../nbs/20_flags.ipynb #cell-011-b
+#| code-fold: true
 def _read_yaml(text: str, file: str) -> dict:  # name -> (value, as it is written, line)
     "The settings of a YAML text. Raises `ValueError` with line and column for what is none."
+    settings, top = _parse_yaml(text, file)
+    found: dict = {}
+    for key, value in top.value:
+        line = key.start_mark.line + 1
+        where = f"{file}: line {line}"
+        if key.value in found:
+            first = found[key.value][2]
+            raise ValueError(f"{where}: {key.value} stands in line {first} already")
+        if key.value not in settings:
+            raise ValueError(f"{where}: {key.value!r} is no name of a setting")
+        written = value.value if isinstance(value.value, str) else ""
+        if not isinstance(value, yaml.ScalarNode):
+            try:
+                _check_inside(value)
+            except ValueError as e:
+                raise ValueError(f"{where}: {key.value} {e}") from None
+        found[key.value] = settings[key.value], written, line
+    return found
+
+
+def _parse_yaml(text: str, file: str) -> tuple:  # (dictionary, YAML's node with places)
+    "Raises `ValueError` for a text that is not YAML, or no dictionary."
     try:
-        settings, top = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+        settings = yaml.safe_load(text)
+        top = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -419,25 +474,10 @@ def _read_yaml(text: str, file: str) -> dict:  # name -> (value, as it is writte
         raise ValueError(f"{file}: not YAML ({' '.join(str(e).split())})") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: expected 'name: value' lines")
-    found = {}
-    for key, value in top.value:
-        line = key.start_mark.line + 1
-        if key.value in found:
-            raise ValueError(
-                f"{file}: line {line}: {key.value} stands in line {found[key.value][2]} already"
-            )
-        if key.value not in settings:
-            raise ValueError(f"{file}: line {line}: {key.value!r} is no name of a setting")
-        written = value.value if isinstance(value.value, str) else ""
-        if not isinstance(value, yaml.ScalarNode):
-            try:
-                _check_inside(value)
-            except ValueError as e:
-                raise ValueError(f"{file}: line {line}: {key.value} {e}") from None
-        found[key.value] = settings[key.value], written, line
-    return found
+    return settings, top
 
 # %% ../nbs/20_flags.ipynb #cell-012
+#| code-fold: true
 _CHOICES = {
     "loss_type": [*LOSSES, "sigmoid"],
     "form": [*FORMS],
@@ -457,34 +497,50 @@ _OTHER_WORDS = {
 
 
 def _settings(parser: HfArgumentParser, classes: tuple, name: str) -> dict:  # name -> value
-    "What a recipe sets, as the settings want it. Raises `ValueError`, naming file, line and setting, for what they cannot be."
+    """What a recipe sets, as the settings want it. Raises `ValueError`, naming file, line and
+    setting, for what they cannot be."""
     text, file = _recipe(name)
     found = _read_yaml(text, file)
-    hints = {n: hint for c in classes for n, hint in typing.get_type_hints(c).items()}
+    hints: dict = {}
+    for cls in classes:
+        hints |= typing.get_type_hints(cls)
     actions = {a.dest: a for a in reversed(parser._actions)}  # --x before --no_x
     known = {n for n in actions if n in hints}
-    if strange := [n for n in found if n not in known]:
-        said = [n + (f" ({advice})" if (advice := _advice(n, known)) else "") for n in strange]
-        raise ValueError(f"{file}: no such settings: {', '.join(said)}")
+    _check_names(found, known, file)
     settings = {}
     for n, (value, written, line) in found.items():
-        kinds, action = _kinds(hints[n]), actions[n]
-        optional = type(None) in kinds or "None" in (action.help or "")  # as --help says
-        choices = action.choices or _CHOICES.get(n)
-        if isinstance(value, bool) and n in _OTHER_WORDS and bool not in kinds:
-            raise ValueError(
-                f"{file}: line {line}: {n} is {str(value).lower()}"
-                + f" (YAML reads {written} as {str(value).lower()})"
-                * (written.lower() != str(value).lower())
-                + f": expected {_OTHER_WORDS[n]}"
-            )
+        kinds = _kinds(hints[n])
         try:
-            settings[n] = _read_value(value, written, kinds, choices, optional)
+            settings[n] = _read_setting(n, value, written, kinds, actions[n])
         except ValueError as e:
             raise ValueError(f"{file}: line {line}: {n} {e}") from None
     return settings
 
+# %% ../nbs/20_flags.ipynb #cell-012-b
+#| code-fold: true
+def _read_setting(name: str, value, written: str, kinds: set, action: argparse.Action):
+    "The value of one setting. Raises `ValueError` that says what was found, and what is expected."
+    if isinstance(value, bool) and name in _OTHER_WORDS and bool not in kinds:
+        truth = str(value).lower()
+        read = "" if written.lower() == truth else f" (YAML reads {written} as {truth})"
+        raise ValueError(f"is {truth}{read}: expected {_OTHER_WORDS[name]}")
+    optional = type(None) in kinds or "None" in (action.help or "")  # as --help says
+    choices = list(action.choices) if action.choices else _CHOICES.get(name)
+    return _read_value(value, written, kinds, choices, optional)
 
+
+def _check_names(names, known: set, file: str):
+    "Raise `ValueError` for names that are no settings, with what may have been meant."
+    strange = []
+    for name in names:
+        if name not in known:
+            advice = _advice(name, known)
+            strange.append(f"{name} ({advice})" if advice else name)
+    if strange:
+        raise ValueError(f"{file}: no such settings: {', '.join(strange)}")
+
+# %% ../nbs/20_flags.ipynb #cell-readers
+#| code-fold: true
 def _reader(read, expected: str):
     "A type for argparse that says what is expected, and reads what a recipe may have."
 
@@ -510,7 +566,37 @@ _READERS = {
     float: _reader(float, "a number"),
 }
 
+
+def _raise_message(message: str) -> typing.NoReturn:
+    """Raise argparse's message, with one spelling of the flag. For `error`, which would print a
+    page of usage and exit."""
+    raise ValueError(re.sub(r"^argument (--\w+)(/--[\w-]+)*", r"\1", message))
+
+# %% ../nbs/20_flags.ipynb #cell-readers-b
+def _parse(parser: HfArgumentParser, argv: list) -> list:
+    """What `parse_args_into_dataclasses` returns. Raises `ValueError` for flags that do not exist,
+    or lack a value: one line instead of a page of usage."""
+    parser.error = _raise_message  # type: ignore[method-assign]
+    for action in parser._actions:
+        if action.type in _READERS:
+            action.type = _READERS[action.type]
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if not unknown:
+        return parsed
+    word = unknown[0]
+    if not word.startswith("-"):
+        raise ValueError(f"a word without a flag: {word}")
+    advice = ""
+    if word.startswith("--"):
+        known = {action.dest for action in parser._actions}
+        advice = _advice(word.split("=")[0], known, "--")
+    raise ValueError(f"unknown flag {word}: {advice}" if advice else f"unknown flag {word}")
+
 # %% ../nbs/20_flags.ipynb #cell-013
+#| code-fold: true
+_JSON_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
+
+
 def _check_json_file(name: str, value):
     "Raise `ValueError` where a setting names a file of JSON, and there is none."
     if value and name == "deepspeed" and not find_spec("deepspeed"):
@@ -530,90 +616,92 @@ def _check_json_file(name: str, value):
         raise ValueError(f"--{name} {value}: not JSON ({e})") from None
 
 
-def _no_usage(message: str):
-    "For argparse, which would print a page of usage: raise its message alone, with one spelling of the flag."
-    raise ValueError(re.sub(r"^argument (--\w+)(/--[\w-]+)*", r"\1", message))
-
-
-def _parse(parser: HfArgumentParser, argv: list) -> list:
-    "What `parse_args_into_dataclasses` returns; raises `ValueError` for flags that do not exist, or lack a value: one line instead of a page of usage."
-    parser.error = _no_usage
-    for action in parser._actions:
-        if action.type in _READERS:
-            action.type = _READERS[action.type]
-    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        advice = (
-            _advice(flag, {a.dest for a in parser._actions}, "--") if flag.startswith("--") else ""
-        )
-        what = "unknown flag" if flag.startswith("-") else "a word without a flag:"
-        raise ValueError(f"{what} {unknown[0]}" + f": {advice}" * bool(advice))
-    return parsed
+def _fresh_folder(base: str, resume: bool) -> str:
+    """`base`, or the first of base-2, base-3, … that does not exist; to resume, the last that does.
+    Raises `ValueError` where several processes would have to agree."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("several processes need one folder: give --output_dir")
+    folders = [base]
+    while os.path.exists(folders[-1]):
+        folders.append(f"{base}-{len(folders) + 1}")
+    began_before = len(folders) > 1
+    return folders[-2] if resume and began_before else folders[-1]
 
 # %% ../nbs/20_flags.ipynb #cell-014
+#| code-fold: true
 def parse_run(
-    argv: list = None,  # flags; default: those of the command line
+    argv: list | None = None,  # flags; default: those of the command line
 ) -> tuple:  # (RunArguments, SLPOConfig)
-    "Settings from defaults, recipe and flags, in that order. Raises `ValueError` for names that do not exist."
-    argv = sys.argv[1:] if argv is None else list(argv)
-    after = [*argv[1:], "--"]
-    argv = [
-        "--bf16=true" if flag == "--bf16" and word.startswith("--") else flag
-        for flag, word in zip(argv, after)
-    ]  # what may be unset needs a value
+    """Settings from defaults, recipe and flags, in that order. Raises `ValueError` for names that
+    do not exist."""
+    argv = _with_values(sys.argv[1:] if argv is None else list(argv))
+    given = _first_flags(argv)
+    config = given.config or _default_recipe(given, argv)
+    classes = (RunArguments, SLPOConfig)
+    parser = _run_parser(classes, config)
+    settings = _settings(parser, classes, config) if config else {}
+    for name in _JSON_FILES:
+        _check_json_file(name, getattr(given, name) or settings.get(name))
+    parser.set_defaults(**settings)
+    run, args, *_ = _parse(parser, argv)
+    if not (given.output_dir or settings.get("output_dir")):
+        name = Path(config or run.dataset_name).name
+        args.output_dir = _fresh_folder(f"runs/{name}-{args.loss_type}", run.resume)
+    return run, args
+
+
+def _with_values(argv: list) -> list:
+    """The same flags, with a value after a bare `--bf16`. Its default is None, so transformers
+    gives it a parser that always wants one."""
+    flags = []
+    for i, flag in enumerate(argv):
+        is_last = i + 1 == len(argv)
+        if flag == "--bf16" and (is_last or argv[i + 1].startswith("--")):
+            flag = "--bf16=true"
+        flags.append(flag)
+    return flags
+
+
+def _first_flags(argv: list) -> argparse.Namespace:
+    "The flags that must be known before the others can be read."
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("config", "model_name_or_path", "dataset_name", "output_dir"):
+    first.error = _raise_message  # type: ignore[method-assign]
+    for name in ("config", "model_name_or_path", "dataset_name", "output_dir", *_JSON_FILES):
         first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
-    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
-        first.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
-    first.error = _no_usage
-    given, _ = first.parse_known_args(argv)
-    asked = any(flag in ("-h", "--help") for flag in argv)
-    config, settings, classes = given.config, {}, (RunArguments, SLPOConfig)
-    if not (config or given.model_name_or_path or given.dataset_name or asked):
-        config = "world"
+    return first.parse_known_args(argv)[0]
+
+# %% ../nbs/20_flags.ipynb #cell-014-b
+#| code-fold: true
+def _default_recipe(given: argparse.Namespace, argv: list) -> str | None:
+    "The recipe where none is given: the world, unless model or data, or only help, were asked for."
+    asks_help = "-h" in argv or "--help" in argv
+    return None if given.model_name_or_path or given.dataset_name or asks_help else "world"
+
+
+def _run_parser(classes: tuple, config: str | None) -> HfArgumentParser:
+    "The parser of `slpo_train`; its help says whose defaults are shown."
     parser = HfArgumentParser(
         classes,
         prog="slpo_train",
         usage="slpo_train [--config RECIPE] [--flag value ...]",
         allow_abbrev=False,
     )
-    parser.description = (
-        "Align a language model on preferences by supervised learning. " + _whose_defaults(config)
-    )
-    parser.add_argument(
-        "--config", help="YAML file or shipped recipe with settings; flags win over it."
-    )
-    if config:
-        settings = _settings(parser, classes, config)
-    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
-        _check_json_file(name, getattr(given, name) or settings.get(name))
-    parser.set_defaults(**settings)
-    run, args, *_ = _parse(parser, argv)
-    if not (given.output_dir or settings.get("output_dir")):
-        args.output_dir = _fresh_folder(
-            f"runs/{Path(config or run.dataset_name).name}-{args.loss_type}", run.resume
-        )
-    return run, args
+    about = "Align a language model on preferences by supervised learning."
+    parser.description = f"{about} {_whose_defaults(config)}"
+    config_help = "YAML file or shipped recipe with settings; flags win over it."
+    parser.add_argument("--config", help=config_help)
+    return parser
 
 
-def _whose_defaults(config: str = None) -> str:
+def _whose_defaults(config: str | None) -> str:
     "What the defaults that --help shows are those of."
     if config:
         return f"The defaults shown are those of the recipe {config}."
     text, _ = _recipe("world")
-    its = ", ".join(f"{k} {v}" for k, v in yaml.safe_load(text).items() if k != "dataset_name")
-    return f"Without --model_name_or_path, --dataset_name and --config: a small world, a few minutes, with settings of its own ({its}). The defaults shown are those for your model and your data."
-
-
-def _fresh_folder(base: str, resume: bool) -> str:
-    "`base`, or the first of base-2, base-3, … that does not exist; to resume, the last that does. Raises `ValueError` where several processes would have to agree."
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("several processes need one folder: give --output_dir")
-    n = 1
-    while os.path.exists(base if n == 1 else f"{base}-{n}"):
-        n += 1
-    if resume and n > 1:
-        n -= 1
-    return base if n == 1 else f"{base}-{n}"
+    settings = yaml.safe_load(text)
+    its = ", ".join(f"{k} {v}" for k, v in settings.items() if k != "dataset_name")
+    return (
+        "Without --model_name_or_path, --dataset_name and --config: a small world, "
+        f"a few minutes, with settings of its own ({its}). "
+        "The defaults shown are those for your model and your data."
+    )
