@@ -1,9 +1,12 @@
-"""The paper, from the notebooks: figures, numbers, tables, slpo.pdf.
+"""The paper: slpo.pdf from slpo.tex, and from the figures, numbers and tables beside it.
 
-    python paper/build.py          all of it, about three minutes on two cores
-    python paper/build.py --tex    slpo.pdf alone, from the figures and numbers that are there
+    python paper/build.py            typeset: figures, numbers and tables stay as they are
+    python paper/build.py --fresh    run the notebooks first, about three minutes on two cores;
+                                     overwrites the figures, numbers and tables, which are frozen
+                                     as measured for version 0.1.0, 28 November 2026
 
-Needs what `pip install -e '.[dev]'` installs, and TeX Live: apt install latexmk texlive-latex-extra texlive-fonts-recommended lmodern
+Needs what `pip install -e '.[dev]'` installs, and TeX Live:
+apt install latexmk texlive-latex-extra texlive-fonts-recommended lmodern
 """
 
 import argparse
@@ -20,7 +23,8 @@ NBS = PAPER.parent / "nbs"
 
 
 def run(*command, cwd=PAPER, **variables):
-    "Run a command to its end. Raises `SystemExit` with what it printed where it fails or is not installed."
+    """Run a command to its end.
+    Raises `SystemExit` with what it printed where it fails or is not installed."""
     if not shutil.which(command[0]):
         sys.exit(f"{command[0]} is not installed: see the head of {Path(__file__).name}")
     done = subprocess.run(
@@ -31,21 +35,20 @@ def run(*command, cwd=PAPER, **variables):
         text=True,
         errors="replace",
     )
-    out = done.stdout + done.stderr
     if done.returncode:
-        sys.exit(
-            f"{' '.join(map(str, command))} failed:\n"
-            + ("\n".join(re.findall(r"^\S+\.tex:\d+: .*(?:\n.+)*", out, flags=re.M)) or out[-4000:])
-        )
+        out = done.stdout + done.stderr
+        errors = re.findall(r"^\S+\.tex:\d+: .*(?:\n.+)*", out, flags=re.M)
+        words = " ".join(map(str, command))
+        sys.exit(f"{words} failed:\n" + ("\n".join(errors) or out[-4000:]))
 
 
 def notebooks():
-    "Those that draw a figure or keep a number, in order; 15_paper, which collects the numbers, is the last."
+    "Those that draw a figure or keep a number, in order; 91_paper, which collects them, is last."
+    saves = re.compile(r"(?<!\.)\bsave(fig|numbers)\(")
     return [
         path
         for path in sorted(NBS.glob("[0-9]*.ipynb"))
-        if "01" <= path.name[:2]
-        and re.search(r"(?<!\.)\bsave(fig|numbers)\(", path.read_text(encoding="utf-8"))
+        if path.stem != "90_plot" and saves.search(path.read_text(encoding="utf-8"))
     ]
 
 
@@ -65,7 +68,8 @@ def draw():
 
 
 def typeset(paper=PAPER, to=None):
-    "slpo.pdf in `to`, and what LaTeX's log complains of. The clock is set to 0, so that the same text is the same file."
+    """slpo.pdf in `to`, and what LaTeX's log complains of.
+    The clock is set to 0, so that the same text is the same file."""
     to = Path(to or paper)
     with tempfile.TemporaryDirectory() as aux:
 
@@ -97,26 +101,30 @@ def typeset(paper=PAPER, to=None):
     return found
 
 
-def complaints(log: str, bibliography: str = "") -> list:  # of str
+def complaints(log: str, bibliography: str = "") -> list[str]:
     "Undefined references, boxes that stick out by more than 2 pt, missing glyphs, other warnings."
     log = re.sub(r"(?<=.{79})\n", "", log)  # TeX breaks its lines at 79 characters
-    found = re.findall(
-        r"^(?:LaTeX|Package|Class)\b.*Warning.*|^Missing character.*|^Overfull .*", log, flags=re.M
-    ) + re.findall(r"^Warning--.*", bibliography, flags=re.M)
+    bad = r"^(?:LaTeX|Package|Class)\b.*Warning.*|^Missing character.*|^Overfull .*"
+    found = re.findall(bad, log, flags=re.M)
+    found += re.findall(r"^Warning--.*", bibliography, flags=re.M)
 
     def small(line):
-        return (over := re.match(r"Overfull \\[hv]box \((\d+\.?\d*)pt", line)) and float(
-            over[1]
-        ) <= 2
+        over = re.match(r"Overfull \\[hv]box \((\d+\.?\d*)pt", line)
+        return over is not None and float(over[1]) <= 2
 
     return [line for line in found if not small(line)]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tex", action="store_true", help="typeset only")
-    if not parser.parse_args().tex:
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="run the notebooks first; overwrites the frozen figures, numbers and tables",
+    )
+    if parser.parse_args().fresh:
         draw()
-    if found := typeset():
+    found = typeset()
+    if found:
         sys.exit("slpo.pdf was written, but:\n" + "\n".join(found))
     print(f"wrote {PAPER / 'slpo.pdf'}")
