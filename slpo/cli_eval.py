@@ -65,7 +65,6 @@ from .trainer import SLPOTrainer
 from .world import world_reward
 
 # %% ../nbs/22_eval.ipynb #cell-004
-#| code-fold: true
 @dataclass
 class EvalArguments:
     "The flags of `slpo_eval`. Raises `ValueError` for values that make no sense."
@@ -157,7 +156,6 @@ class EvalArguments:
         torch_dtype(self.dtype)
 
 # %% ../nbs/22_eval.ipynb #cell-005
-#| code-fold: true
 def parse_eval(
     argv: list | None = None,  # flags; default: those of the command line
 ) -> EvalArguments:
@@ -175,7 +173,6 @@ def parse_eval(
     return _parse(parser, sys.argv[1:] if argv is None else argv)[0]
 
 # %% ../nbs/22_eval.ipynb #eval-judge
-#| code-fold: true
 def _own_template(path: str) -> str:
     "The text of a template. Raises `FileNotFoundError`, `ValueError`, naming the file."
     if Path(path).is_dir():
@@ -234,7 +231,6 @@ def _make_judge(a: EvalArguments) -> tuple:
     return judge, template
 
 # %% ../nbs/22_eval.ipynb #cell-007
-#| code-fold: true
 def _read_answers(path: str | Path) -> list:
     "Rows of prompt, policy and baseline. Raises `ValueError` with the 1-based line."
     rows = []
@@ -265,7 +261,6 @@ def _chosen_text(row: dict) -> str:
     return best if isinstance(best, str) else "\n".join(map(message_text, best))
 
 # %% ../nbs/22_eval.ipynb #eval-made-by
-#| code-fold: true
 _MADE_BY = [
     "model_name_or_path",
     "reference_name_or_path",
@@ -307,7 +302,6 @@ def _write_made_by(a: EvalArguments, results: dict | None):
     file.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
 # %% ../nbs/22_eval.ipynb #cell-008
-#| code-fold: true
 @dataclass
 class _Models:
     "Loaded models and tokenizers, and the rows that can be used."
@@ -387,7 +381,6 @@ def _load_models(a: EvalArguments) -> _Models:
     return found
 
 # %% ../nbs/22_eval.ipynb #cell-009
-#| code-fold: true
 def _generate_answers(a: EvalArguments) -> tuple:
     """(answers of policy and baseline as rows, results that need a model); answers are in files as
     soon as they are there."""
@@ -456,7 +449,6 @@ def _model_results(a: EvalArguments, models: _Models, prompt_ids: list, answer_i
     return results
 
 # %% ../nbs/22_eval.ipynb #eval-answers
-#| code-fold: true
 def _answers(a: EvalArguments, judge: Judge | None) -> tuple:
     """(answers, results), from files where they are there; where not, the judge is looked for
     before anything is generated."""
@@ -502,7 +494,6 @@ def _longest_answers(a: EvalArguments) -> list:
     return rows
 
 # %% ../nbs/22_eval.ipynb #cell-011
-#| code-fold: true
 def _cost_line(cost: dict) -> str:
     if not cost["requests"]:
         return "the judge has answered everything before"
@@ -556,7 +547,6 @@ def _judge_results(scores: dict) -> dict:
     return {f"judge: {SCORE_LABELS[key]}": score for key, score in means.items()}
 
 # %% ../nbs/22_eval.ipynb #eval-tables
-#| code-fold: true
 def _answer_numbers(texts: list, clusters: list) -> dict:
     "Length and variety of answers: name -> (mean, low, high), or a number."
     numbers = {"words": bootstrap_mean([len(text.split()) for text in texts], clusters)}
@@ -613,7 +603,6 @@ def evaluate(
     return metrics
 
 # %% ../nbs/22_eval.ipynb #cell-012
-#| code-fold: true
 def eval_main(
     argv: list | None = None,  # flags; default: those of the command line
 ) -> int:  # 0; 2 where something is wrong with the input, or the judge; 130 after Ctrl-C

@@ -31,7 +31,6 @@ from .data import _key
 from .evaluate import bootstrap_mean, prompt_text
 
 # %% ../nbs/19_judge.ipynb #cell-004
-#| code-fold: true
 JUDGE_TEMPLATE = """Below is a conversation with a chatbot, and two candidates for its next answer. Which candidate is more helpful?
 
 <conversation>
@@ -129,7 +128,6 @@ def _tokens_used(reply: dict) -> dict:
     return {name: n for name, n in counts.items() if isinstance(n, int)}
 
 # %% ../nbs/19_judge.ipynb #cell-010
-#| code-fold: true
 class Judge:
     """A language model behind an OpenAI-compatible server; call it with a question. Raises
     `ValueError` for a URL or key that cannot be one, `JudgeError` where no answer comes."""
@@ -276,7 +274,6 @@ def _tries(error) -> int:
     return int(error.request.headers.get("x-stainless-retry-count", 0)) + 1
 
 # %% ../nbs/19_judge.ipynb #cell-013
-#| code-fold: true
 def _known_answers(file: Path) -> dict:
     """Answers in a file by their key; a half-written last line is cut off. Raises `ValueError` for
     any other line that is broken."""
@@ -329,7 +326,6 @@ def _paced(judge, pace: _Pace, retries: int):
     return ask
 
 # %% ../nbs/19_judge.ipynb #judge-asking
-#| code-fold: true
 class _Asking:
     "Asks questions from several threads; each answer is in the file before the next is asked for."
 
@@ -386,7 +382,6 @@ class _Asking:
             self.changed.wait_for(lambda: not self.under_way)
 
 # %% ../nbs/19_judge.ipynb #cell-014
-#| code-fold: true
 def ask_judge(
     judge,  # a `Judge`, or any function: question -> (answer, tokens used)
     questions: list,  # of (order, text): order is any word that tells apart equal texts
@@ -454,7 +449,6 @@ def judge_key(
     return hashlib.sha256(json.dumps([name, order, question]).encode()).hexdigest()
 
 # %% ../nbs/19_judge.ipynb #cell-017
-#| code-fold: true
 # what `judge_scores` finds, as tables print it
 SCORE_LABELS = {
     "win_rate": "win rate",
@@ -501,7 +495,6 @@ def judge_scores(
     }
 
 # %% ../nbs/19_judge.ipynb #judge-win-rate
-#| code-fold: true
 def judge_questions(
     prompts: list,  # n of str, or of lists of messages
     ours: list,  # n of str
@@ -545,7 +538,6 @@ def judge_win_rate(
     }
 
 # %% ../nbs/19_judge.ipynb #cell-021
-#| code-fold: true
 def judge_cost(
     judge,  # a `Judge`
     questions: list,  # of (order, text)
