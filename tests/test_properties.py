@@ -634,9 +634,8 @@ def exact_halves(log_p, log_q, t):
 @pytest.mark.parametrize("t", [1, 7.5, 60])
 def test_halves_are_right_to_the_last_digits_of_their_terms(t):
     # With u = t²(1 + |z| + |z*|), values are right to 1e-15 u: relative to 1e-9 above 1e-6 u.
-    # Below, digits cancel: at temperature 1 and
-    # log-probabilities of -100 the value is 1e-44 and 0 is returned. The gradient keeps its
-    # relative precision at any size.
+    # Below, digits cancel: at temperature 1 and log-probabilities of -100 the value is 1e-44 and
+    # 0 is returned. The gradient keeps its relative precision at any size.
     masses = [-1e-3, -0.5, -3.0, -20.0, -100.0, -400.0, -700.0]
     rows = [
         (r + step, r - step, r, r)
