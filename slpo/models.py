@@ -195,7 +195,8 @@ def _weight_files(folder: Path) -> list:
         return sorted({folder / shard for shard in shards})
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
-
+# %% ../nbs/14_models.ipynb #cell-301
+#| code-fold: true
 def _check_weights(what: str, folder: Path):
     "Raise where weights are missing or broken: `FileNotFoundError`, or `ValueError`."
     paths = _weight_files(folder)
@@ -267,7 +268,8 @@ def _check_on_hub(what: str, name: str, file: str, hub: dict):
             raise ValueError(_adapter_message(what, name, base)) from e
         raise FileNotFoundError(_hub_message(what, name, e)) from e
 
-
+# %% ../nbs/14_models.ipynb #cell-302
+#| code-fold: true
 def _check_folder(what: str, name: str, gguf_file: str | None, weights: bool, subfolder: str):
     "Raise for a folder without a whole model: `FileNotFoundError`, or `ValueError`."
     given = Path(name).expanduser()
@@ -361,7 +363,7 @@ def _mend_generation(model, what: str = "model"):
             f"{what}: its configuration could not be saved after training: {_one_line(e)}"
         ) from e
 
-
+# %% ../nbs/14_models.ipynb #cell-303
 def _was_unpacked(model):
     "GGUF weights are unpacked when they are loaded: nothing is quantised any more."
     model.hf_quantizer = None
@@ -437,7 +439,6 @@ def load_model(
     return model
 
 # %% ../nbs/14_models.ipynb #cell-011
-#| code-fold: true
 _VOCABULARIES = (
     "tokenizer.json",
     "tekken.json",
@@ -457,7 +458,8 @@ def _no_tokenizer(what: str, name, found: str) -> FileNotFoundError:
         "give another one"
     )
 
-
+# %% ../nbs/14_models.ipynb #cell-304
+#| code-fold: true
 def check_tokenizer_files(
     name,  # folder or hub id
     gguf_file: str | None = None,  # a GGUF file in it
@@ -515,7 +517,8 @@ def _broken_file(folder: Path) -> str:
             )
     return ""
 
-
+# %% ../nbs/14_models.ipynb #cell-305
+#| code-fold: true
 def load_tokenizer(
     name,  # folder or hub id
     gguf_file: str | None = None,  # a GGUF file in it
@@ -584,7 +587,7 @@ def _load_model(model, args, what: str = "model", dtype=None):
         return model
     return load_model(model, what=what, **{"dtype": dtype, **_init_kwargs(args)})
 
-
+# %% ../nbs/14_models.ipynb #cell-306
 def _load_words(model, args, processing_class):
     """The tokenizer: the one given, or the one saved with the model. Raises `ValueError` where
     neither is there."""
@@ -710,7 +713,8 @@ def _disable_dropout(model):
             setattr(owner, name, 0.0)
     _disable_jitter(model, owners)
 
-
+# %% ../nbs/14_models.ipynb #cell-307
+#| code-fold: true
 def _disable_jitter(model, owners: list):
     """The same for the noise of routers, unless a model computes with that number in evaluation too
     (PhiMoE does)."""
@@ -768,7 +772,8 @@ def _is_coarse(p) -> bool:
     "Whether a weight is to be trained and has 16 bits."
     return p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) and p.numel() > 0
 
-
+# %% ../nbs/14_models.ipynb #cell-308
+#| code-fold: true
 def _check_precision(model, args, own_optimizer: bool = False):
     """Raise `ValueError` where the trainable weights are so coarse that an update is rounded away,
     or fp16 arithmetic cannot scale their gradients; warn where many of them are."""

@@ -361,7 +361,7 @@ def _scored_logps(model, inner, batch: dict, budget_mb: float, **seeing) -> Tens
         logps = -F.cross_entropy(wide, targets, reduction="none")
     return logps.new_zeros(len(batch["lengths"])).index_add(0, batch["completion"], logps)
 
-
+# %% ../nbs/12_packing.ipynb #cell-301
 def batch_logps(
     model,  # called as it is, wrapped or not
     batch: dict,  # from a packing `PreferenceCollator`
@@ -524,7 +524,8 @@ def _lengths(dataset) -> Iterator[tuple]:
         for prompt, K in zip(prompts, counts):
             yield prompt, list(islice(each, K))
 
-
+# %% ../nbs/12_packing.ipynb #cell-302
+#| code-fold: true
 def _extent_of(datasets: list, most: float) -> _Extent:
     "The extent of tokenised data sets; a stream's rows may have `most` tokens."
     found = _Extent()
@@ -603,7 +604,8 @@ def _one_row(model, group: dict, k: int, budget_mb: float) -> Tensor:
     batch = batch | {"input_ids": ids}
     return _scored_logps(model, model, batch, budget_mb, attention_mask=torch.ones_like(ids))
 
-
+# %% ../nbs/12_packing.ipynb #cell-303
+#| code-fold: true
 def _why_not_long(model, groups: list, budget_mb: float, most: int = 4) -> str | None:
     """Why packed rows would not be exact for these groups, or None; of each the `most` longest
     completions are looked at."""

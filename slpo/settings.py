@@ -44,7 +44,8 @@ class _Rule(NamedTuple):
             return False
         return self.low <= number <= self.high and not (self.above and number == self.low)
 
-
+# %% ../nbs/13_settings.ipynb #cell-301
+#| code-fold: true
 _AT_LEAST_1 = _Rule(int, 1)
 _AT_LEAST_1_OR_NONE = _Rule(int, 1, optional=True)
 _NOT_NEGATIVE = _Rule(low=0)
@@ -117,7 +118,7 @@ def _rule_of(f) -> _Rule | None:
             return _Rule(kind, infinite=True, optional=optional)
     return None
 
-
+# %% ../nbs/13_settings.ipynb #cell-302
 def _check_numbers(args):
     """Give numbers their final form, before anything computes with them. Raises `ValueError`,
     naming the setting, for what is no number, or none that can work."""
@@ -161,7 +162,7 @@ def _check_yes_or_no(args):
         if value is not None and value not in (0, 1):
             raise ValueError(f"{f.name}={value!r}: expected True or False")
 
-
+# %% ../nbs/13_settings.ipynb #cell-303
 def _check_words(args):
     "Raise `ValueError`, naming the setting, for words that nothing knows."
     for name, allowed in _CHOICES.items():
@@ -300,7 +301,7 @@ def _check_supported(args):
             "Data parallel runs, FSDP and DeepSpeed need none"
         )
 
-
+# %% ../nbs/13_settings.ipynb #cell-304
 def _check_optimizer(args):
     "Raise `ValueError` where the optimizer is not installed."
     try:
@@ -312,7 +313,6 @@ def _check_optimizer(args):
         raise ValueError(f"optim={str(name)!r}: {' '.join(str(e).split())}") from e
 
 # %% ../nbs/13_settings.ipynb #cell-008
-#| code-fold: true
 def _knob(default, help: str):
     "A field of a configuration, with its help text."
     return field(default=default, metadata={"help": help})
@@ -321,7 +321,8 @@ def _knob(default, help: str):
 def _gpu_has_bf16() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
-
+# %% ../nbs/13_settings.ipynb #cell-305
+#| code-fold: true
 @dataclass
 class SLPOConfig(TrainingArguments):
     """`transformers.TrainingArguments` plus the settings of preference optimisation. Raises
@@ -462,7 +463,7 @@ class SLPOConfig(TrainingArguments):
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # pinning needs an accelerator
 
-
+# %% ../nbs/13_settings.ipynb #cell-306
 # for a stage with another loss
 _LOSS_DEFAULTS = {
     name: default
