@@ -35,7 +35,7 @@ _BESIDES = {
     "world": "ASKING FACTS GREETINGS POLITE RUDE TURN",
     "files": "Finding logger",
     "tokens": "tokenize_preferences train_tokenizer",
-    "packing": "completion_logps group_size packed_block_mask packed_mask token_logps",
+    "packing": "batch_logps completion_logps group_size packed_block_mask packed_mask token_logps",
     "settings": "LOSSES",
     "stopping": "last_checkpoint",
     "evaluate": "bootstrap_mean distinct_n generate interval_table prompt_text win_rate",
