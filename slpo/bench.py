@@ -7,7 +7,6 @@ __all__ = ['MODELS', 'PEERS', 'HEADS', 'TRL', 'work', 'compare', 'growth', 'inst
            'bench_main']
 
 # %% ../nbs/23_bench.ipynb #cell-002
-#| code-fold: true
 import argparse
 import contextlib
 import copy
@@ -36,7 +35,7 @@ from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 from .data import load_preferences
 from .dpo import dpo_loss
 from .mass import mass_targets
-from .packing import PreferenceCollator, _packed_logps, group_size, token_logps
+from .packing import PreferenceCollator, batch_logps, group_size, token_logps
 from .plot import PALETTE, use_style
 from .settings import SLPOConfig
 from .tokens import tokenize_preferences, train_tokenizer
@@ -44,7 +43,6 @@ from .trainer import SLPOTrainer
 from .ybar import log1mexp
 
 # %% ../nbs/23_bench.ipynb #cell-004
-#| code-fold: true
 MODELS = {
     "body": dict(num_hidden_layers=8, hidden_size=512, vocab_size=4096),
     "vocabulary": dict(num_hidden_layers=6, hidden_size=256, vocab_size=50304),
@@ -69,7 +67,6 @@ def _new_model(name: str):
     return GPTNeoXForCausalLM(config)
 
 # %% ../nbs/23_bench.ipynb #cell-006
-#| code-fold: true
 def _full_logps(logits, labels):
     "(N,) log π(y|x): a softmax at every position, then gather, mask, sum."
     labels = labels[:, 1:]
@@ -103,7 +100,6 @@ def _walked_loss(logps, ybars, ref_logps, lengths, alpha=0.5):
     return (lengths**2 * (cross_entropy(z) - cross_entropy(z_target))).sum(-1).mean()
 
 # %% ../nbs/23_bench.ipynb #cell-010
-#| code-fold: true
 class _Padded:
     "A model and its frozen copy, the reference, on batches of padded rows."
 
@@ -149,7 +145,6 @@ def _padded(model, groups, pad: int, known: bool = False):
     return step, prepare if known else None
 
 # %% ../nbs/23_bench.ipynb #cell-walk
-#| code-fold: true
 def _free_mb() -> float:
     "Memory that a process could have now: the device's on CUDA, else the machine's."
     if torch.cuda.is_available():
@@ -188,7 +183,6 @@ def _float64_walk(model, groups, pad: int, batch_size: int):
     return step, None
 
 # %% ../nbs/23_bench.ipynb #cell-012
-#| code-fold: true
 def _trainer_settings(settings: dict, name: str, known: bool) -> dict:
     "What TRL's trainer and ours are given alike."
     return dict(
@@ -235,7 +229,6 @@ def _by_trainer(trainer, scored: str | None):
     return step, None
 
 # %% ../nbs/23_bench.ipynb #cell-014
-#| code-fold: true
 def _unshared(model, groups, pad: int):
     "DPO on packed rows in which every completion has a prompt of its own."
     collate = PreferenceCollator(pad)
@@ -252,11 +245,11 @@ def _unshared(model, groups, pad: int):
     def prepare(rows):
         with torch.no_grad():
             for i in rows:
-                before[i] = _packed_logps(ref_model, alone([i]))
+                before[i] = batch_logps(ref_model, alone([i]))
 
     def step(rows):
         batch = alone(rows)
-        logps = _packed_logps(model, batch, 256).view(-1, 2)
+        logps = batch_logps(model, batch, 256).view(-1, 2)
         loss = dpo_loss(logps, torch.cat([before[i] for i in rows]).view(-1, 2))
         loss.backward()
         return loss.item(), batch["input_ids"].numel(), len(batch["predicts"])
@@ -264,7 +257,6 @@ def _unshared(model, groups, pad: int):
     return step, prepare
 
 # %% ../nbs/23_bench.ipynb #cell-floor
-#| code-fold: true
 def _floor(model, groups, pad: int):
     """What must be computed, and nothing else: the layers once on every token that differs, and
     the head's three matrix products on the scored positions. Its numbers mean nothing."""
@@ -298,7 +290,6 @@ def _floor(model, groups, pad: int):
     return step, None
 
 # %% ../nbs/23_bench.ipynb #cell-016
-#| code-fold: true
 def _head(model, settings: dict, budget_mb: float | None):
     "The head on random hidden states: all logits at once, or within a budget."
     weight = model.get_output_embeddings().weight
@@ -337,7 +328,6 @@ HEADS = {
 }
 
 # %% ../nbs/23_bench.ipynb #cell-method
-#| code-fold: true
 def _method(name: str, settings: dict):
     "(model, step, prepare) of a method."
     model = _new_model(settings["model"]).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -362,7 +352,6 @@ def _method(name: str, settings: dict):
     return model, step, prepare
 
 # %% ../nbs/23_bench.ipynb #cell-018
-#| code-fold: true
 def _resident_mb() -> float:
     "Resident memory of this process now; on CUDA what it has allocated on the device."
     if torch.cuda.is_available():
@@ -394,7 +383,6 @@ def _clock() -> float:
     return time.perf_counter()
 
 # %% ../nbs/23_bench.ipynb #cell-work
-#| code-fold: true
 _OWN_AUTOCAST = ("trl", "trl_known", "ours", "ours_online")  # trainers do it themselves
 
 
@@ -437,7 +425,6 @@ def work():
         tell(measured)
 
 # %% ../nbs/23_bench.ipynb #cell-019
-#| code-fold: true
 class _Worker:
     "A method in a process of its own."
 
@@ -478,7 +465,6 @@ class _Worker:
         self.process.wait()
 
 # %% ../nbs/23_bench.ipynb #cell-021
-#| code-fold: true
 def _write_data(folder, name: str, rows, max_length: int = 512) -> dict:
     "Tokenizer and rows of at most `max_length` tokens, as files; returns what they look like."
     texts = (r["prompt"] + r[c] for r in rows for c in ("chosen", "rejected"))
@@ -516,7 +502,6 @@ def _draw_pairs(folder, data: dict, rounds: int, batch_size: int, rng: random.Ra
     return order
 
 # %% ../nbs/23_bench.ipynb #cell-turns
-#| code-fold: true
 def _take_turns(methods: list, settings: dict, rounds: int, rng: random.Random) -> dict:
     """Every method takes the same batch in every round, in an order drawn anew: method -> a list
     for each thing that was measured, and `ready_mb`. The first round warms up, and is not
@@ -552,7 +537,6 @@ def _check_losses(measured: dict):
             raise RuntimeError(f"{method} computes another loss than slpo: {theirs}, {ours}")
 
 # %% ../nbs/23_bench.ipynb #cell-turns-b
-#| code-fold: true
 def compare(
     name: str,  # of a model in `MODELS`
     methods: list,  # of `PEERS` or `HEADS`
@@ -581,7 +565,6 @@ def compare(
     return dict(data=data, settings=settings, methods=measured)
 
 # %% ../nbs/23_bench.ipynb #cell-023
-#| code-fold: true
 class _Stopwatch:
     "Seconds since the mark before, by name."
 
@@ -643,7 +626,6 @@ def growth(rows, sizes=(1000, 50000), threads: int = 2) -> list:  # one dict for
     return out
 
 # %% ../nbs/23_bench.ipynb #cell-025
-#| code-fold: true
 TRL = "1.16.0"  # of the extra
 
 
@@ -682,7 +664,6 @@ def _machine() -> dict:
     }
 
 # %% ../nbs/23_bench.ipynb #cell-026
-#| code-fold: true
 def _step_seconds(measured: dict, whole: bool = True) -> list:
     "Seconds of every timed step; `whole`: with the optimizer's update."
     if not whole:
@@ -727,7 +708,6 @@ def bench_table(
     return "\n".join(lines)
 
 # %% ../nbs/23_bench.ipynb #cell-figure
-#| code-fold: true
 def bench_figure(results: dict):  # name of a model -> what `compare` returned
     "Time and peak memory of every method over slpo's, for each model."
     use_style()
@@ -759,7 +739,6 @@ def bench_figure(results: dict):  # name of a model -> what `compare` returned
     return fig
 
 # %% ../nbs/23_bench.ipynb #cell-028
-#| code-fold: true
 def _bench_parser() -> argparse.ArgumentParser:
     "The flags of `slpo_bench`."
     parser = argparse.ArgumentParser(
@@ -788,7 +767,6 @@ def _bench_parser() -> argparse.ArgumentParser:
     return parser
 
 # %% ../nbs/23_bench.ipynb #cell-028-b
-#| code-fold: true
 def _bench(args: argparse.Namespace):
     "Measure what the flags ask for; print it, and write it to a file."
     rows = load_preferences(args.dataset_name, args.dataset_split, on_bad_rows="drop")

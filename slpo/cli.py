@@ -6,7 +6,6 @@
 __all__ = ['train', 'train_main']
 
 # %% ../nbs/21_cli.ipynb #cell-002
-#| code-fold: true
 import contextlib
 import difflib
 import gc
@@ -67,7 +66,6 @@ from .trainer import Interrupted, SLPOTrainer, _STAYS, _best_and_rest, _metrics,
 from .world import world_reward
 
 # %% ../nbs/21_cli.ipynb #cell-004
-#| code-fold: true
 def _sft_rows(rows: Dataset | None, targets: str) -> Dataset | None:
     "All rows, or of each prompt the row that stands last in the data."
     if rows is None or targets == "all":
@@ -95,7 +93,6 @@ def _load_split(run: RunArguments, args: SLPOConfig, split: str) -> Dataset:
     return _sft_rows(rows, run.sft_targets) if args.loss_type == "sft" else rows
 
 # %% ../nbs/21_cli.ipynb #cell-load
-#| code-fold: true
 def _load_data(run: RunArguments, args: SLPOConfig) -> tuple:
     """(train, eval) rows of text; no prompt is in both. eval is None where eval_size is 0. Raises
     `ValueError` where nothing would be left to train on."""
@@ -133,7 +130,6 @@ def _check_no_evaluation(run: RunArguments, args: SLPOConfig):
             )
 
 # %% ../nbs/21_cli.ipynb #cell-005
-#| code-fold: true
 def _hold_out(rows: Dataset, run: RunArguments) -> tuple:
     """(train, eval): the first `eval_size` rows, by default a tenth of the prompts, are evaluated
     on; no row with one of their prompts is trained on."""
@@ -173,7 +169,6 @@ def _nothing_left(keys: list, prompts: list, size: int, run: RunArguments) -> st
     )
 
 # %% ../nbs/21_cli.ipynb #cell-005-b
-#| code-fold: true
 def _without_prompts(rows: Dataset, test: Dataset, run: RunArguments) -> Dataset:
     "The rows whose prompts are not evaluated on. Raises `ValueError` where none is left."
     held_out = {_key(prompt) for prompt in test["prompt"]}
@@ -195,7 +190,6 @@ def _without_prompts(rows: Dataset, test: Dataset, run: RunArguments) -> Dataset
     return rows.select(outside)
 
 # %% ../nbs/21_cli.ipynb #cell-006
-#| code-fold: true
 def _check_files(run: RunArguments, args: SLPOConfig):
     """Look at the model's files, and then at its tokenizer's. Raises `FileNotFoundError`,
     `ValueError`."""
@@ -223,7 +217,6 @@ def _check_words_fit(what: str, name: str, model, tokenizer, eos: bool = True):
         )
 
 # %% ../nbs/21_cli.ipynb #cell-policy
-#| code-fold: true
 def _load_policy(run: RunArguments, args: SLPOConfig, train: Dataset) -> tuple:
     "(model, tokenizer) by name, or those of the built-in world."
     name = run.model_name_or_path
@@ -259,7 +252,6 @@ def _small_pythia(rows: Dataset, seed: int) -> tuple:
     return GPTNeoXForCausalLM(config), tokenizer
 
 # %% ../nbs/21_cli.ipynb #cell-007
-#| code-fold: true
 def _tokenized_rows(rows: Dataset | None, tokenizer, args: SLPOConfig) -> tuple:
     """(rows of text, their groups of token ids) without the rows that cannot be used, after a
     report. Raises `BadRows` unless told to drop them."""
@@ -288,7 +280,6 @@ def _without_none(row: dict) -> dict:
     return {name: value for name, value in row.items() if value is not None}
 
 # %% ../nbs/21_cli.ipynb #cell-008
-#| code-fold: true
 def _check_writable(folder: Path):
     "Raise `OSError`, naming the folder, where nothing can be written to it; nothing is left there."
     there = next((p for p in (folder, *folder.parents) if p.exists()), Path("."))
@@ -314,7 +305,6 @@ def _writing(folder: Path):
         raise OSError(f"{folder}: could not be written ({why})") from e
 
 # %% ../nbs/21_cli.ipynb #cell-same
-#| code-fold: true
 _SAME_RUN = (
     "model_name_or_path",
     "gguf_file",
@@ -366,7 +356,6 @@ def _check_same_run(settings: dict, out: Path):
         )
 
 # %% ../nbs/21_cli.ipynb #cell-stages
-#| code-fold: true
 def _check_stages(run: RunArguments, args: SLPOConfig):
     "Raise `ValueError` for what the stages of a run cannot do together."
     _check_best(args)
@@ -412,7 +401,6 @@ def _did_you_mean(name: str, known: list) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 # %% ../nbs/21_cli.ipynb #cell-009
-#| code-fold: true
 _PACKAGES = {"azure_ml": "azureml-sdk", "comet_ml": "comet-ml"}
 
 
@@ -436,7 +424,6 @@ def _check_trackers(args: SLPOConfig):
             )
 
 # %% ../nbs/21_cli.ipynb #cell-012
-#| code-fold: true
 class _Progress(ProgressCallback):
     "transformers' progress bar, with logs of a few words."
 
@@ -480,7 +467,6 @@ def _stage(
     return trainer
 
 # %% ../nbs/21_cli.ipynb #cell-014
-#| code-fold: true
 def _changes(trainer: SLPOTrainer) -> dict:
     """Held-out log-prob changes and accuracy of a preference stage: name -> (mean, low, high),
     intervals by prompt. Chosen: the best rank."""
@@ -520,7 +506,6 @@ def _rewards(before: list, after: list, prompts: list) -> dict:
     }
 
 # %% ../nbs/21_cli.ipynb #cell-show
-#| code-fold: true
 def _table(results: dict) -> str:
     "Lines of `name  mean  [low, high]`."
     width = max(map(len, results))
@@ -560,7 +545,6 @@ def _write_samples(path: Path, prompts: list, before: list, after: list):
     path.write_text("".join(parts), encoding="utf-8")
 
 # %% ../nbs/21_cli.ipynb #cell-016
-#| code-fold: true
 def train(
     run: RunArguments,  # what to train on what
     args: SLPOConfig,  # how
@@ -620,7 +604,6 @@ def _check_run(run: RunArguments, args: SLPOConfig, out: Path) -> dict:
     return settings
 
 # %% ../nbs/21_cli.ipynb #cell-017
-#| code-fold: true
 _SHOWN_CONFIG = (
     "num_train_epochs",
     "max_steps",
@@ -673,7 +656,6 @@ def _write_run(out: Path, metrics: dict, test: Dataset | None):
         (out / "held_out.jsonl").write_text("".join(lines), encoding="utf-8")
 
 # %% ../nbs/21_cli.ipynb #cell-sft-code
-#| code-fold: true
 def _sft_settings(run: RunArguments, args: SLPOConfig) -> dict:
     "What is other in a stage of supervised fine-tuning before a stage of preferences."
     changes = dict(
@@ -711,7 +693,6 @@ def _sft_stage(run, args, model, tokenizer, data, test) -> tuple:
     return stage.model, {"loss before": first, "loss after": last, "history": history}
 
 # %% ../nbs/21_cli.ipynb #cell-018
-#| code-fold: true
 def _few_prompts(run: RunArguments, test: Dataset) -> Dataset:
     "The first rows of a few different prompts."
     first: dict = {}
@@ -760,7 +741,6 @@ def _print_samples(texts: list, before: list, after: list):
         print(f"     after:  {new.strip()[:110]!r}")
 
 # %% ../nbs/21_cli.ipynb #cell-019
-#| code-fold: true
 def _preference_stage(run, args, model, tokenizer, groups, held_out, test) -> dict:
     """What metrics.json holds of training on groups of token ids, and of what changed on those
     held out; `test`: their text, or None."""
@@ -822,7 +802,6 @@ def _write_shown(run: RunArguments, args: SLPOConfig, stage: SLPOTrainer, sample
     print("\n" + "   ".join(f"{name}: {out / file}" for name, file in files.items()))
 
 # %% ../nbs/21_cli.ipynb #cell-020
-#| code-fold: true
 @contextlib.contextmanager
 def _only_the_first_prints():
     "Of several processes, the first one prints."
@@ -854,7 +833,6 @@ def _complain(command: str, e: Exception) -> int:
     return 2
 
 # %% ../nbs/21_cli.ipynb #cell-020-b
-#| code-fold: true
 def train_main(
     argv: list | None = None,  # flags; default: those of the command line
 ) -> int:  # exit status: 0; 2 where something is wrong with the input; 128 + n after signal n

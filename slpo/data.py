@@ -6,7 +6,6 @@
 __all__ = ['logger', 'load_preferences']
 
 # %% ../nbs/10_data.ipynb #cell-002
-#| code-fold: true
 import atexit
 import errno
 import hashlib
@@ -43,7 +42,6 @@ from .world import TURN, split_hh
 logger = logging.getLogger("slpo")
 
 # %% ../nbs/10_data.ipynb #cell-004
-#| code-fold: true
 def _wrong_text(text) -> str:
     "Why this is not a text, or ''."
     if not isinstance(text, str):
@@ -75,7 +73,6 @@ def _written_messages(text) -> str:
     )
 
 # %% ../nbs/10_data.ipynb #cell-006
-#| code-fold: true
 def _tidy(x):
     "Messages without empty keys, and with parts of text joined; anything else as it is."
     if isinstance(x, list):
@@ -109,7 +106,6 @@ def _other_keys(x) -> bool:
     return isinstance(x, dict) and set(x) != {"role", "content"}
 
 # %% ../nbs/10_data.ipynb #cell-032
-#| code-fold: true
 def _wrong_message(message) -> str:
     "Why this is not a message, or ''."
     if not isinstance(message, dict):
@@ -133,7 +129,6 @@ def _wrong_message(message) -> str:
     return f"{', '.join(rest)}: {wrong}" if wrong else ""
 
 # %% ../nbs/10_data.ipynb #cell-060
-#| code-fold: true
 def _wrong_part(parts: list) -> str:
     "Which part of a content is no text, or ''."
     kinds = [part.get("type") if isinstance(part, dict) else type(part).__name__ for part in parts]
@@ -157,7 +152,6 @@ def _wrong_messages(messages) -> str:
     return "" if messages else "an empty list"
 
 # %% ../nbs/10_data.ipynb #cell-007
-#| code-fold: true
 # roles whose words are given to the model
 _NOT_THE_MODEL = ("user", "system", "developer", "tool", "function", "ipython", "environment")
 
@@ -209,7 +203,6 @@ def _template_inputs(row: dict) -> dict:
     return {c: value for c, value in values.items() if value}
 
 # %% ../nbs/10_data.ipynb #cell-061
-#| code-fold: true
 def _wrong_template_input(value, kind: type, name: str) -> str:
     "Why this is not of a kind (called `name`), nor JSON of one, or ''."
     try:
@@ -238,7 +231,6 @@ def _check_template_inputs(row: dict) -> list:
     return found
 
 # %% ../nbs/10_data.ipynb #cell-011
-#| code-fold: true
 def _columns(row: dict, sft: bool) -> tuple[str, ...]:
     "The columns that a row is read from."
     if "completions" in row:
@@ -281,7 +273,6 @@ def _to_group(row: dict, sft: bool = False) -> tuple:
     return row["prompt"], texts, ranks
 
 # %% ../nbs/10_data.ipynb #cell-036
-#| code-fold: true
 def _missing(row: dict, columns: Iterable[str]) -> list:
     return [(column, "missing") for column in columns if _is_missing(row.get(column))]
 
@@ -315,7 +306,6 @@ def _check_row(row: dict, sft: bool = False) -> list:
     return list(dict.fromkeys(found)) or _check_repeats(row, sft)
 
 # %% ../nbs/10_data.ipynb #cell-037
-#| code-fold: true
 def _check_completions(row: dict, column: str, chat: bool, prompt) -> list:
     "[(column, reason)] for the completions in a column; `prompt` is None where it is not known."
     texts = _completions_in(row, column, chat)
@@ -376,7 +366,6 @@ def _wrong_ranks(completions, ranks) -> str:
     return ""
 
 # %% ../nbs/10_data.ipynb #cell-016
-#| code-fold: true
 _NO_PROMPT = (
     r"no column 'prompt', and no '\n\nAssistant:' turn to split at: "
     "give prompts, HH transcripts, or lists of messages"
@@ -402,7 +391,6 @@ def _split_row(row: dict, sft: bool = False) -> tuple[dict, list]:
     return _split_transcripts(row, columns)
 
 # %% ../nbs/10_data.ipynb #cell-062
-#| code-fold: true
 def _known_columns(row: dict, columns: tuple[str, ...]) -> dict:
     "The columns of a row that are read, its messages tidied."
     texts = ("prompt", *columns, "completions")
@@ -452,7 +440,6 @@ def _user_texts(talk: list) -> list[str]:
     return [m.get("content", "").strip() for m in talk if m["role"] == "user"]
 
 # %% ../nbs/10_data.ipynb #cell-063
-#| code-fold: true
 def _split_messages(row: dict, columns: tuple[str, ...]) -> tuple[dict, list]:
     """(row with a prompt, findings) of conversations.
 
@@ -486,7 +473,6 @@ def _shared_start(keys: list) -> int:
     return most
 
 # %% ../nbs/10_data.ipynb #cell-018
-#| code-fold: true
 # fmt: off
 _OTHER_NAMES = {
     "prompt": ("question", "instruction", "query", "input", "history", "context", "post"),
@@ -525,7 +511,6 @@ def _numbered_pair(columns: list[str]) -> tuple[str, str] | None:
     return None
 
 # %% ../nbs/10_data.ipynb #cell-040
-#| code-fold: true
 def _no_columns(missing: list, columns: list, total: int = 0, sft: bool = False) -> str:
     "Says which columns no row has, which there are, and what to do about it."
     renamed = _renamed(missing, columns, sft)
@@ -568,7 +553,6 @@ def _log_unused(columns: Iterable[str], chat: bool):
     logger.warning("columns that are not used: %s%s", ", ".join(names), advice)
 
 # %% ../nbs/10_data.ipynb #cell-020
-#| code-fold: true
 class _SameFiles:
     "Finds files that hold the same rows."
 
@@ -593,7 +577,6 @@ class _SameFiles:
                 )
 
 # %% ../nbs/10_data.ipynb #cell-064
-#| code-fold: true
 @dataclass
 class _Layout:
     "What the columns of good rows hold; all rows have the same."
@@ -623,7 +606,6 @@ class _Layout:
             self.inputs = tuple(column for column in _TEMPLATE_INPUTS if column in given)
 
 # %% ../nbs/10_data.ipynb #cell-021
-#| code-fold: true
 class _FirstPass:
     "What a first pass over the rows finds out about all of them."
 
@@ -682,7 +664,6 @@ class _FirstPass:
         return missing
 
 # %% ../nbs/10_data.ipynb #cell-019
-#| code-fold: true
 def _features(layout: _Layout) -> Features:
     """Types of the columns.
 
@@ -721,7 +702,6 @@ def _as_json(x):
     return json.dumps(x, default=str) if isinstance(x, dict) else x
 
 # %% ../nbs/10_data.ipynb #cell-023
-#| code-fold: true
 @contextmanager
 def _explain_disk_full(folder) -> Iterator[None]:
     """Says where the disk is full, with an `OSError`.
@@ -747,7 +727,6 @@ def _is_disk_full(e) -> bool:
     return "No space left" in str(e)
 
 # %% ../nbs/10_data.ipynb #cell-065
-#| code-fold: true
 def _write_rows(read: Callable, bad: set, layout: _Layout, sft: bool, several_files) -> Dataset:
     """The good rows, in a temporary file.
 
@@ -777,7 +756,6 @@ def _write_rows(read: Callable, bad: set, layout: _Layout, sft: bool, several_fi
         return Dataset.from_generator(good, features=features, cache_dir=folder)
 
 # %% ../nbs/10_data.ipynb #cell-024
-#| code-fold: true
 def load_preferences(
     name_or_path,  # "world", a file, several (a list, or a pattern), a folder, or a hub id
     split: str = "train",  # or a part: "train[:100]"; what has no splits is "train"

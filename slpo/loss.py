@@ -62,7 +62,6 @@ def _squared(logps: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
     return (error(1) ** 2 + error(-1) ** 2) / 2
 
 # %% ../nbs/05_loss.ipynb #checks-of-the-loss
-#| code-fold: true
 FORMS = {"halves": _halves, "joint": _joint, "squared": _squared}
 
 

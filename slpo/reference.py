@@ -6,7 +6,6 @@
 __all__ = ['logger']
 
 # %% ../nbs/15_reference.ipynb #c15-002
-#| code-fold: true
 import copy
 import hashlib
 import io
@@ -38,7 +37,7 @@ from slpo.packing import (
     _full_rows,
     _no_grad_pass,
     _out_of_reach,
-    _packed_logps,
+    batch_logps,
     _placed,
     _row_limit,
     _why_not_in_chunks,
@@ -99,7 +98,6 @@ def _of_first_process(values: list, world_size: int) -> list:
     return broadcast_object_list(values) if world_size > 1 else values
 
 # %% ../nbs/15_reference.ipynb #c15-006
-#| code-fold: true
 class LayoutTrainer(Trainer):
     "Knows up to which length packed rows are exact, and pads rows where they are not."
 
@@ -140,7 +138,6 @@ class LayoutTrainer(Trainer):
         return None
 
 # %% ../nbs/15_reference.ipynb #c15-007
-#| code-fold: true
 class PackedTrainer(LayoutTrainer):
     """Packed rows and a head in chunks where they are exact, padded rows and the model's own head
     elsewhere."""
@@ -185,7 +182,6 @@ class PackedTrainer(LayoutTrainer):
             self._pad(why)
 
 # %% ../nbs/15_reference.ipynb #c15-009
-#| code-fold: true
 def _token_ids(dataset):
     "(prompt_ids, completion_ids) of each row, without holding all of them."
     for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000):
@@ -214,7 +210,6 @@ def _renumbered(rows: list) -> list:
     return numbered
 
 # %% ../nbs/15_reference.ipynb #c15-010
-#| code-fold: true
 class BatchTrainer(PackedTrainer):
     "Log-probabilities of a batch's completions."
 
@@ -223,7 +218,7 @@ class BatchTrainer(PackedTrainer):
         with self.accelerator.autocast():
             if "predicts" in batch:
                 inner = self.accelerator.unwrap_model(model)
-                return _packed_logps(model, batch, self._head_budget, inner)
+                return batch_logps(model, batch, self._head_budget, inner)
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
             return sequence_logps(model(**inputs, use_cache=False).logits, batch["labels"])
 
@@ -235,7 +230,6 @@ class BatchTrainer(PackedTrainer):
         return indices, self._prepare_inputs(batch)
 
 # %% ../nbs/15_reference.ipynb #c15-011
-#| code-fold: true
 class ScoringTrainer(BatchTrainer):
     "Log-probabilities of every completion of a data set."
 
@@ -277,7 +271,6 @@ class ScoringTrainer(BatchTrainer):
         return found
 
 # %% ../nbs/15_reference.ipynb #c15-013
-#| code-fold: true
 def _canonical(settings) -> str:
     "JSON of settings, the same in every process: the order of a set of strings is not."
 
@@ -299,7 +292,6 @@ def _weight_bytes(x):
     yield x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 # %% ../nbs/15_reference.ipynb #c15-014
-#| code-fold: true
 def _adapter_state(model) -> list:
     "What decides about adapters beside their weights: settings, strengths, which are on or merged."
     if not hasattr(model, "peft_config"):
@@ -335,7 +327,6 @@ def _is_adapted(model) -> bool:
     return hasattr(model, "disable_adapter")
 
 # %% ../nbs/15_reference.ipynb #c15-015
-#| code-fold: true
 def _fingerprint(model, dataset, *options) -> str:
     """Names a model's log-probabilities of a tokenised data set: 32 hexadecimal digits. An adapter
     that adds nothing is left out, since its other, random half decides nothing. Raises what torch
@@ -361,7 +352,6 @@ def _fingerprint(model, dataset, *options) -> str:
     return digest.hexdigest()[:32]
 
 # %% ../nbs/15_reference.ipynb #c15-016
-#| code-fold: true
 def _layout(collator, in_chunks: bool) -> list:
     "What of the layout decides about a log-probability's last digits."
     layout = [getattr(collator, "packed", None), in_chunks]
@@ -385,7 +375,6 @@ def _name_or_none(model, dataset, *options) -> str | None:
         return None
 
 # %% ../nbs/15_reference.ipynb #c15-020
-#| code-fold: true
 def _read_kept(path: Path, total: int) -> np.ndarray | None:
     """The numbers in a file of reference log-probabilities; None where there is no such file or,
     with a warning, where it does not hold `total` finite numbers."""
@@ -411,7 +400,6 @@ def _read_kept(path: Path, total: int) -> np.ndarray | None:
     return None
 
 # %% ../nbs/15_reference.ipynb #c15-021
-#| code-fold: true
 def _kept_file(args, model, dataset, *options) -> Path | None:
     """The file for a model's log-probabilities of a data set; None: none is wanted, this process
     has none, or it has no name."""
@@ -447,7 +435,6 @@ def _warn_not_kept(folder: Path, error: OSError):
     )
 
 # %% ../nbs/15_reference.ipynb #c15-022
-#| code-fold: true
 class CachingTrainer(ScoringTrainer):
     "A reference's log-probabilities of a data set, read from a file where they are known already."
 
@@ -485,7 +472,6 @@ class CachingTrainer(ScoringTrainer):
             _warn_not_kept(path.parent, e)
 
 # %% ../nbs/15_reference.ipynb #c15-024
-#| code-fold: true
 def _check_shares():
     "Raise `ValueError` where a process would not have the weights that the reference pass needs."
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() == "true":
@@ -530,7 +516,6 @@ def _has_reference(dataset) -> bool:
     return dataset is not None and "ref_logps" in (dataset.column_names or ())
 
 # %% ../nbs/15_reference.ipynb #c15-025
-#| code-fold: true
 class ColumnTrainer(CachingTrainer):
     "The reference as a column of every data set that can have one."
 
@@ -553,7 +538,6 @@ class ColumnTrainer(CachingTrainer):
             self.eval_dataset = known(evals)
 
 # %% ../nbs/15_reference.ipynb #c15-026
-#| code-fold: true
 class StartTrainer(ColumnTrainer):
     """Remembers where training starts: as a column of every data set, or as a reference for each
     step."""
@@ -597,7 +581,6 @@ class StartTrainer(ColumnTrainer):
             self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
 
 # %% ../nbs/15_reference.ipynb #c15-027
-#| code-fold: true
 class ReferenceTrainer(StartTrainer):
     "Log-probabilities of the reference for every batch, and for rows that come later."
 

@@ -6,7 +6,6 @@
 __all__ = ['logger', 'last_checkpoint', 'Interrupted']
 
 # %% ../nbs/16_stopping.ipynb #c16-002
-#| code-fold: true
 import hashlib
 import json
 import logging
@@ -62,7 +61,6 @@ def _what_is_whole(output_dir) -> str:
     return f"The last complete checkpoint is {path}: resume_from_checkpoint=True goes on from it."
 
 # %% ../nbs/16_stopping.ipynb #c16-008
-#| code-fold: true
 def _few(rows, most: int = 20) -> str:
     "The first numbers of rows, for a message."
     numbers = ", ".join(map(str, sorted(rows)[:most]))
@@ -94,7 +92,6 @@ def _no_finite_logp(dtype, step: int, rows: list, output_dir) -> str:
     )
 
 # %% ../nbs/16_stopping.ipynb #c16-009
-#| code-fold: true
 def _no_gradient(rows: list, loss_type: str, trainable: list) -> str:
     cause = (
         "trainable weights that the loss does not depend on (an adapter that is off, or whose two "
@@ -113,7 +110,6 @@ def _no_gradient(rows: list, loss_type: str, trainable: list) -> str:
     )
 
 # %% ../nbs/16_stopping.ipynb #c16-010
-#| code-fold: true
 class FiniteTrainer(ReferenceTrainer):
     "Goes on with finite numbers only."
 
@@ -134,7 +130,6 @@ class FiniteTrainer(ReferenceTrainer):
             raise FloatingPointError(_not_finite("the loss", step, rows, folder))
 
 # %% ../nbs/16_stopping.ipynb #c16-011
-#| code-fold: true
 class GradientTrainer(FiniteTrainer):
     "Takes no step on a gradient that is not finite, and no first step that would change nothing."
 
@@ -173,7 +168,6 @@ class GradientTrainer(FiniteTrainer):
         return None
 
 # %% ../nbs/16_stopping.ipynb #c16-012
-#| code-fold: true
 def _starts_elsewhere(most: float, rows: list) -> str:
     return (
         "before the first step the policy's log-probabilities differ from the reference's, by up "
@@ -216,7 +210,6 @@ def _random_part(model) -> str:
     return "a layer that draws random numbers in training, or works in another way there"
 
 # %% ../nbs/16_stopping.ipynb #c16-013
-#| code-fold: true
 class SafeTrainer(GradientTrainer):
     "Starts only where its reference is: before the first update all rewards are 0, up to noise."
 
@@ -258,7 +251,6 @@ class SafeTrainer(GradientTrainer):
         )
 
 # %% ../nbs/16_stopping.ipynb #c16-015
-#| code-fold: true
 _NOT_COUNTED = -1  # in place of a row's number
 
 
@@ -298,7 +290,6 @@ class CountingTrainer(SafeTrainer):
         return {prefix + key: (total / n).item() for key, (total, n) in zip(keys, table) if n > 0}
 
 # %% ../nbs/16_stopping.ipynb #c16-016
-#| code-fold: true
 class MeasuringTrainer(CountingTrainer):
     "Logs and evaluations are means over groups, every row once."
 
@@ -340,7 +331,6 @@ class MeasuringTrainer(CountingTrainer):
         return values[self._counted] if len(values) == len(self._counted) else values
 
 # %% ../nbs/16_stopping.ipynb #c16-018
-#| code-fold: true
 def _read_sums(path, rank: int, world_size: int) -> tuple:
     """The sums in a checkpoint: of the training loss over the whole run, and of each metric since
     the last log. Where another number of processes wrote them, the first one takes all."""
@@ -357,7 +347,6 @@ def _read_sums(path, rank: int, world_size: int) -> tuple:
     return seen, total
 
 # %% ../nbs/16_stopping.ipynb #c16-019
-#| code-fold: true
 class CheckpointTrainer(MeasuringTrainer):
     """Checkpoints are read under the names that the model has for its weights, hold the sums of
     the metrics, and are whole or not there."""
@@ -398,7 +387,6 @@ class CheckpointTrainer(MeasuringTrainer):
             raise OSError(f"{name} could not be written ({e}). {whole}") from e
 
 # %% ../nbs/16_stopping.ipynb #c16-021
-#| code-fold: true
 _STAYS = """loss_type seed data_seed optim optim_args weight_decay adam_beta1 adam_beta2
     adam_epsilon dataloader_drop_last train_sampling_strategy disable_dropout"""
 _LENGTH = ("max_steps", "num_train_epochs")
@@ -438,7 +426,6 @@ def _reference_mean(dataset) -> float | None:  # nats
     return float(np.mean([logps[0] for logps in dataset[:1000]["ref_logps"]]))
 
 # %% ../nbs/16_stopping.ipynb #c16-022
-#| code-fold: true
 def _what_stays(args, own_loss: str | None) -> dict:
     "Settings that must stay when a run goes on; of a loss of one's own, those of every loss."
     knobs = " ".join(_KNOBS.values()) if own_loss else _KNOBS[args.loss_type]
@@ -484,7 +471,6 @@ def _changed_settings(then: dict, now: dict, max_steps: int) -> dict:
     return changed
 
 # %% ../nbs/16_stopping.ipynb #c16-023
-#| code-fold: true
 def _too_late(changed: dict, finished: bool, deepspeed: bool) -> dict:
     "Those of the changes that this run cannot make."
     refused: dict = {}
@@ -510,7 +496,6 @@ def _another_run(path, other: dict, finished: bool) -> str:
     )
 
 # %% ../nbs/16_stopping.ipynb #c16-024
-#| code-fold: true
 class RecordTrainer(CheckpointTrainer):
     "Writes down what a run is made of."
 
@@ -541,7 +526,6 @@ class RecordTrainer(CheckpointTrainer):
         super()._save_rng_state(output_dir)
 
 # %% ../nbs/16_stopping.ipynb #c16-026
-#| code-fold: true
 def _take_rates(optimizer, schedule, base: list):
     "Set the rates to those of a schedule at its present step; `base`: peak rates, of each group."
     schedule.base_lrs = base
@@ -570,7 +554,6 @@ def _rescale(optimizer, schedule, old: float, new: float):
             setattr(schedule, name, [rate * new / old for rate in getattr(schedule, name)])
 
 # %% ../nbs/16_stopping.ipynb #c16-027
-#| code-fold: true
 class ContinuedTrainer(RecordTrainer):
     "Goes on from checkpoints of its own run alone, at the rates that are asked for now."
 
@@ -615,7 +598,6 @@ class ContinuedTrainer(RecordTrainer):
             _rescale(self.optimizer, schedule, *self._changes[-1].get("learning_rate", (1, 1)))
 
 # %% ../nbs/16_stopping.ipynb #c16-029
-#| code-fold: true
 def _check_checkpoint(path):
     """Raise where a checkpoint is not whole: `FileNotFoundError`, or `ValueError` that names the
     file."""
@@ -654,7 +636,6 @@ def _why_broken(file: Path) -> str | None:
     return None
 
 # %% ../nbs/16_stopping.ipynb #c16-030
-#| code-fold: true
 def _step_of(path) -> int:
     "The step in the name of a checkpoint; -1 for another name."
     step = Path(path).name.removeprefix("checkpoint-")
@@ -695,7 +676,6 @@ def _past_the_end(path: str, step: int, total: int, args) -> str:
     )
 
 # %% ../nbs/16_stopping.ipynb #c16-032
-#| code-fold: true
 class Interrupted(KeyboardInterrupt):
     "Training was asked to stop; `signal` is the number of the signal."
 
@@ -704,7 +684,6 @@ class Interrupted(KeyboardInterrupt):
         self.signal = signal
 
 # %% ../nbs/16_stopping.ipynb #c16-033
-#| code-fold: true
 class _Interrupt(TrainerCallback):
     "Ends training after the step in which a process was sent a signal."
 
@@ -744,7 +723,6 @@ def _signals(trainer):
             signal.signal(s, handler)
 
 # %% ../nbs/16_stopping.ipynb #c16-034
-#| code-fold: true
 class FinishedTrainer(ContinuedTrainer):
     "A run that has reached its end is not trained further."
 
@@ -775,7 +753,6 @@ class FinishedTrainer(ContinuedTrainer):
         return math.ceil(a.num_train_epochs * steps)
 
 # %% ../nbs/16_stopping.ipynb #c16-035
-#| code-fold: true
 class ResumableTrainer(FinishedTrainer):
     "Goes on where it stopped, and stops when it is asked to."
 
@@ -813,7 +790,6 @@ class ResumableTrainer(FinishedTrainer):
         return out._replace(training_loss=self._mean_loss())
 
 # %% ../nbs/16_stopping.ipynb #c16-037
-#| code-fold: true
 _METHODS = {
     "slpo_sample": "SLPO-sample, derived from Ho 2025",
     "dpo": "DPO (Rafailov et al. 2023)",
@@ -847,7 +823,6 @@ def _base_name(path: str | None) -> str:
     return Path(path).name if Path(path).exists() else path
 
 # %% ../nbs/16_stopping.ipynb #c16-038
-#| code-fold: true
 def _as_list(*values) -> list:
     "What was given, one by one: words, lists of words, or None."
     words = []
@@ -888,7 +863,6 @@ def _results(log_history: list) -> dict:
     return {k: f"{v:.4g}" for k, v in last.items() if k.startswith("eval_") and "/" in k}
 
 # %% ../nbs/16_stopping.ipynb #c16-039
-#| code-fold: true
 _CARD = """---
 {head}
 ---
@@ -909,7 +883,6 @@ def _write_card(folder: Path, head: ModelCardData, title: str, facts: dict):
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 # %% ../nbs/16_stopping.ipynb #c16-040
-#| code-fold: true
 def _facts(base: str, args, own_loss: str | None, dataset, state, changes: list) -> dict:
     "What the model card says: name -> value."
     facts = {
@@ -923,7 +896,6 @@ def _facts(base: str, args, own_loss: str | None, dataset, state, changes: list)
     return facts | {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
 
 # %% ../nbs/16_stopping.ipynb #c16-041
-#| code-fold: true
 class DescribedTrainer(ResumableTrainer):
     "Writes what was done beside the model that it saves."
 

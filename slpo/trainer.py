@@ -6,7 +6,6 @@
 __all__ = ['logger', 'SLPOTrainer']
 
 # %% ../nbs/17_trainer.ipynb #c17-001
-#| code-fold: true
 import inspect
 import logging
 import math
@@ -78,7 +77,6 @@ def _best_and_rest(values, ranks) -> tuple:  # ((B,), (B,))
     return mean(best), mean(~best)
 
 # %% ../nbs/17_trainer.ipynb #c17-003
-#| code-fold: true
 class LossTrainer(DescribedTrainer):
     "A preference loss for each group."
 
@@ -121,7 +119,6 @@ class LossTrainer(DescribedTrainer):
         return type(self).__name__
 
 # %% ../nbs/17_trainer.ipynb #c17-004
-#| code-fold: true
 def _group_metrics(args, logps, ref_logps, ranks) -> dict:
     "Metrics of a loss, (B,) each; of `slpo` also how far its targets are."
     if args.loss_type != "slpo":
@@ -132,7 +129,6 @@ def _group_metrics(args, logps, ref_logps, ranks) -> dict:
     return metrics | {"target_gap/chosen": chosen, "target_gap/rejected": rejected}
 
 # %% ../nbs/17_trainer.ipynb #c17-005
-#| code-fold: true
 class GroupsTrainer(LossTrainer):
     "Groups of any size in one batch, one (B,K) block for each size."
 
@@ -167,7 +163,6 @@ class GroupsTrainer(LossTrainer):
         return losses
 
 # %% ../nbs/17_trainer.ipynb #c17-007
-#| code-fold: true
 class StepTrainer(GroupsTrainer):
     "The loss of a step is a mean over all its groups."
 
@@ -213,7 +208,6 @@ class StepTrainer(GroupsTrainer):
         return (loss, None, None) if prediction_loss_only else (loss, outputs, labels)
 
 # %% ../nbs/17_trainer.ipynb #c17-009
-#| code-fold: true
 class _FilledUp(torch.utils.data.IterableDataset):
     """A stream whose last batch is as full as the others: with copies of its first row, which are
     not counted."""
@@ -242,7 +236,6 @@ class _FilledUp(torch.utils.data.IterableDataset):
             self.rows.set_epoch(epoch)
 
 # %% ../nbs/17_trainer.ipynb #c17-010
-#| code-fold: true
 class TrainingRows(StepTrainer):
     "With `dataloader_drop_last` an epoch is whole optimizer steps."
 
@@ -263,7 +256,6 @@ class TrainingRows(StepTrainer):
         return RandomSampler(sampler.data_source, num_samples=n // step * step)
 
 # %% ../nbs/17_trainer.ipynb #c17-011
-#| code-fold: true
 class EvaluationRows(TrainingRows):
     "An evaluation has every row."
 
@@ -330,7 +322,6 @@ def _check_rows(name: str, dataset):
     )
 
 # %% ../nbs/17_trainer.ipynb #c17-014
-#| code-fold: true
 class LaterTrainer(EvaluationRows):
     "Evaluates any rows, those that come after the trainer was built as well."
 
@@ -371,7 +362,6 @@ class LaterTrainer(EvaluationRows):
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
 # %% ../nbs/17_trainer.ipynb #c17-016
-#| code-fold: true
 def _default(f):
     return f.default_factory() if f.default_factory is not MISSING else f.default
 
@@ -414,7 +404,6 @@ def _check_inputs(args, model, ref_model, processing_class, train_dataset, evals
     _check_names(args, model, ref_model, processing_class)
 
 # %% ../nbs/17_trainer.ipynb #c17-017
-#| code-fold: true
 def _check_causal(model):
     """Raises `ValueError` for a model in which an earlier token's logits depend on a later token,
     and for one without logits of its vocabulary."""
@@ -456,7 +445,6 @@ def _check_trainable(model):
         )
 
 # %% ../nbs/17_trainer.ipynb #c17-018
-#| code-fold: true
 def _prepared(model, tokenizer, args, peft_config):
     """The model as it is trained: with its new adapter, without dropout. Raises `ValueError` where
     it does not fit."""
@@ -558,7 +546,6 @@ class SLPOTrainer(LaterTrainer):
         self._set_reference(ref_model)
 
 # %% ../nbs/17_trainer.ipynb #c17-024
-#| code-fold: true
 _TESTED = "transformers 5.23.0 and 5.24.0"
 # methods that transformers calls, or that we call
 _HOOKS = """train evaluate predict log evaluation_loop prediction_step compute_loss save_model
@@ -572,7 +559,6 @@ _ATTRIBUTES = """model_accepts_loss_kwargs gather_function is_fsdp_enabled is_de
 _CALLED_BY_OTHERS = """_get_output_dir predict save_model train get_optimizer_cls_and_kwargs"""
 
 # %% ../nbs/17_trainer.ipynb #c17-025
-#| code-fold: true
 def _missing_names() -> list:
     "What slpo overrides or reads in transformers and accelerate, and they do not have."
     source = inspect.getsource(sys.modules[Trainer.__module__])
