@@ -528,9 +528,12 @@ def _judge_lines(a: EvalArguments, judged: dict) -> str:
 
 def _judged(a: EvalArguments, judge: Judge, template: str, answers: tuple, cost: dict) -> dict:
     "Asks the judge; what metrics.json holds of it."
+    prompts, ours, theirs = answers
     judged = judge_win_rate(
         judge,
-        *answers,
+        prompts,
+        ours,
+        theirs,
         file=Path(a.output_dir) / "verdicts.jsonl",
         template=template,
         workers=a.judge_workers,
@@ -578,7 +581,7 @@ def evaluate(
         _known_answers(out / "verdicts.jsonl")  # raises where the file is broken
     rows, results = _answers(a, judge)
     prompts, ours, theirs = ([row[c] for row in rows] for c in ("prompt", "policy", "baseline"))
-    metrics = {"config": vars(a), "rows": len(rows), "versions": _versions()}
+    metrics: dict = {"config": vars(a), "rows": len(rows), "versions": _versions()}
     if judge is not None:
         questions = judge_questions(prompts, ours, theirs, template)
         cost = judge_cost(judge, questions, out / "verdicts.jsonl", a.price_in, a.price_out)

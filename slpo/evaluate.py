@@ -29,18 +29,20 @@ def stop_ids(
     model,  # a causal language model
     tokenizer,  # its tokenizer
 ) -> list:  # of int, sorted
-    "Ids of the tokens that end an answer, by the tokenizer, the model's settings and configuration, and the chat template."
+    """Ids of the tokens that end an answer, by the tokenizer, the model's settings and
+    configuration, and the chat template."""
     configs = [model.config, model.config.get_text_config()]
     ids = {tokenizer.eos_token_id, _turn_end(tokenizer)}
     for settings in (getattr(model, "generation_config", None), *configs):
-        ids |= _ends(settings)
-    # the default of a configuration's class is nobody's word, unless the tokenizer has a token of that kind there
-    unsaid = {getattr(type(config), "eos_token_id", None) for config in configs}
-    ids -= unsaid - _special_ids(tokenizer)
+        ids |= _eos_ids(settings)
+    # the default of a configuration's class is nobody's choice, unless the tokenizer has a
+    # special token there
+    defaults = {getattr(type(config), "eos_token_id", None) for config in configs}
+    ids -= defaults - _special_ids(tokenizer)
     return sorted(i for i in ids if i is not None and i >= 0)
 
 
-def _ends(settings) -> set:
+def _eos_ids(settings) -> set:
     "What `eos_token_id` names: nothing, an id, or several."
     ids = getattr(settings, "eos_token_id", None)
     if isinstance(ids, torch.Tensor):
@@ -55,14 +57,15 @@ def _special_ids(tokenizer) -> set:
     return {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
 
 
-def _turn_end(tokenizer) -> int:
-    "Id of the token that the chat template writes straight after an answer, if no ordinary text has it; or None."
+def _turn_end(tokenizer) -> int | None:
+    """Id of the token that the chat template writes straight after an answer, if no ordinary text
+    has it; or None."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     answer = "An answer"
-    talk = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}]
+    messages = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": answer}]
     try:
-        text = tokenizer.apply_chat_template(talk, tokenize=False)
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
     except Exception:
         return None  # templates raise what they like
     after = text.rpartition(answer)[2].lstrip()
@@ -70,20 +73,23 @@ def _turn_end(tokenizer) -> int:
     return ids[0] if ids and ids[0] in _special_ids(tokenizer) else None
 
 # %% ../nbs/18_evaluate.ipynb #cell-006
-def _sampling(tokenizer, stops: list, max_new_tokens: int, temperature: float) -> GenerationConfig:
-    "All that generation is told: how long, how hot, what ends an answer."
-    how = {"do_sample": False}
+def _generation_config(
+    tokenizer, stops: list, max_new_tokens: int, temperature: float
+) -> GenerationConfig:
+    "The whole of what generation is told: longest answer, temperature, what ends an answer."
+    sampling: dict = {"do_sample": False}
     if temperature > 0:
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad, **how
+        max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad, **sampling
     )
 
 
 @contextmanager
-def _speaking(model, settings: GenerationConfig):
-    "The model in evaluation mode with these settings alone: transformers fills what they leave open from the model's own."
+def _generating(model, settings: GenerationConfig):
+    """The model in evaluation mode with these settings alone: transformers fills what they leave
+    open from the model's own."""
     training = model.training
     own = [(m, m.generation_config) for m in model.modules() if "generation_config" in vars(m)]
     try:
@@ -100,9 +106,10 @@ def _speaking(model, settings: GenerationConfig):
 def check_room(
     model,  # a causal language model
     prompt_ids: list,  # n lists of token ids
-    max_new_tokens: int,
-):  # longest completion, tokens
-    "Raises `ValueError` where a prompt and so many new tokens are more than the model has positions."
+    max_new_tokens: int,  # longest completion, tokens
+):
+    """Raises `ValueError` where a prompt and so many new tokens are more than the model has
+    positions."""
     positions = model_positions(model)
     longest = max(map(len, prompt_ids), default=0)
     if positions is None or longest + max_new_tokens <= positions:
@@ -118,21 +125,20 @@ def check_room(
 def encode_prompts(
     tokenizer,  # a Hugging Face tokenizer
     prompts: list,  # n of str, or of lists of messages
-    extras: list = None,  # n dicts of what `encode_prompt` takes beside a prompt
+    extras: list | None = None,  # n dicts of what `encode_prompt` takes beside a prompt
 ) -> list:  # of lists of token ids, as training has them
-    "Token ids of prompts. Raises `ValueError`, with the prompt's place, where the chat template refuses one."
+    """Token ids of prompts. Raises `ValueError`, with the prompt's place, where the chat template
+    refuses one."""
+    if extras is None:
+        extras = [{}] * len(prompts)
     ids = []
-    for i, (prompt, extra) in enumerate(
-        zip(prompts, [{}] * len(prompts) if extras is None else extras, strict=True)
-    ):
+    for i, (prompt, extra) in enumerate(zip(prompts, extras, strict=True)):
         try:
             ids.append(encode_prompt(prompt, tokenizer, **extra))
         except ValueError:
             raise  # there is no template
-        except Exception as e:
-            raise ValueError(
-                f"prompt {i}: the chat template refuses it: {e}"
-            ) from e  # templates raise what they like
+        except Exception as e:  # templates raise what they like
+            raise ValueError(f"prompt {i}: the chat template refuses it: {e}") from e
     return ids
 
 
@@ -144,46 +150,49 @@ def _left_padded(ids: list, pad: int, device) -> tuple:
     return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
 
 
-def _first_answer(ids: list, stops: list) -> list:
-    "What was said up to the first token that ends an answer, and that token."
+def _up_to_stop(ids: list, stops: list) -> list:
+    "A completion up to the first token that ends an answer, and that token."
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     return ids[: end + 1]
 
 
 def _without_stop(ids: list, stops: list) -> list:
+    "A completion without the token that ended it."
     return ids[:-1] if ids and ids[-1] in stops else ids
 
 # %% ../nbs/18_evaluate.ipynb #cell-008
-class _Kept:
-    "Batches of answers in a file, each with the state of the random numbers after it. Raises `ValueError` where it holds other answers."
+class _CompletionsFile:
+    """Batches of completions in a file, each with the state of the random numbers after it.
+    Raises `ValueError` where the file holds those of other settings."""
 
-    def __init__(self, file, how, device):
-        self.file, self.device, self.lines, self.read = (
-            None if file is None else Path(file),
-            device,
-            [],
-            0,
-        )
-        if file is None:
+    def __init__(self, file, settings: tuple, device: torch.device):
+        self.file = Path(file)
+        self.random = torch if device.type == "cpu" else getattr(torch, device.type)
+        self.batches_read = 0
+        name = hashlib.sha256(repr(settings).encode()).hexdigest()
+        lines = self._whole_lines()
+        if not lines:
+            self._write({"answers": name})
+            self.batches: list = []
             return
-        name = hashlib.sha256(repr(how).encode()).hexdigest()
-        raw = self.file.read_bytes() if self.file.exists() else b""
-        whole = raw[: raw.rfind(b"\n") + 1]  # a killed run may have left half a line
-        if len(whole) < len(raw):
-            os.truncate(self.file, len(whole))
         try:
-            first, *self.lines = [json.loads(line) for line in whole.splitlines()] or [
-                {"answers": name}
-            ]
+            first, *self.batches = [json.loads(line) for line in lines]
             same = first["answers"] == name
         except (ValueError, LookupError, TypeError):
             same = False
         if not same:
             raise ValueError(
-                f"{self.file} holds answers to other prompts, or made with other settings: delete it, or choose another folder"
+                f"{self.file} holds answers to other prompts, or made with other settings: "
+                "delete it, or choose another folder"
             )
-        if not whole:
-            self._write({"answers": name})
+
+    def _whole_lines(self) -> list:
+        "The file's lines; half of one, which a killed run may have left, is cut off."
+        raw = self.file.read_bytes() if self.file.exists() else b""
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if len(whole) < len(raw):
+            os.truncate(self.file, len(whole))
+        return whole.splitlines()
 
     def _write(self, line: dict):
         try:
@@ -193,24 +202,20 @@ class _Kept:
         except OSError as e:
             raise OSError(f"{self.file}: could not be written ({e.strerror or e})") from e
 
-    def _random(self):
-        return torch if self.device.type == "cpu" else getattr(torch, self.device.type)
-
-    def next(self) -> list:
-        "The next batch of answers that the file has, or None."
-        if self.read == len(self.lines):
+    def next(self) -> list | None:
+        "The next batch that the file has, or None; after the last one its random numbers go on."
+        if self.batches_read == len(self.batches):
             return None
-        line = self.lines[self.read]
-        self.read += 1
-        state = torch.tensor(list(bytes.fromhex(line["random"])), dtype=torch.uint8)
-        if self.read == len(self.lines):
-            self._random().set_rng_state(state)
-        return line["ids"]
+        batch = self.batches[self.batches_read]
+        self.batches_read += 1
+        state = torch.tensor(list(bytes.fromhex(batch["random"])), dtype=torch.uint8)
+        if self.batches_read == len(self.batches):
+            self.random.set_rng_state(state)
+        return batch["ids"]
 
     def add(self, ids: list):
-        if self.file is None:
-            return
-        self._write({"ids": ids, "random": self._random().get_rng_state().numpy().tobytes().hex()})
+        state = self.random.get_rng_state().numpy().tobytes()
+        self._write({"ids": ids, "random": state.hex()})
 
 # %% ../nbs/18_evaluate.ipynb #cell-009
 @torch.no_grad()
@@ -222,159 +227,172 @@ def generate(
     temperature: float = 1.0,  # 0: the most likely token at each step
     batch_size: int = 64,  # prompts at a time
     seed: int = 0,  # of the sampling
-    desc: str = "generating",  # shown beside the progress bar; None: no bar
-    with_ids: bool = False,  # return (completions, prompt ids, completion ids); these with the token that ended them
-    extras: list = None,  # of dicts: for each prompt what `encode_prompt` takes beside it (tools, chat_template_kwargs)
-    file=None,  # .jsonl that keeps what was said, batch by batch; a call that was stopped goes on there, to the same answers
-) -> list:  # of str: completions, in the order of the prompts, without the token that ended them
-    """Sample one completion for each prompt from the model's own distribution: its `generation_config` has no say but in what ends
-    an answer (`stop_ids`). Raises `ValueError` where prompt and completion would not fit the model's positions, or `file` holds
-    answers to others."""
-    ids, out = encode_prompts(tokenizer, prompts, extras), [None] * len(prompts)
+    desc: str | None = "generating",  # shown beside the progress bar; None: no bar
+    with_ids: bool = False,  # return (completions, prompt ids, completion ids), stop token included
+    extras: list | None = None,  # dicts: what `encode_prompt` takes beside each prompt
+    file=None,  # .jsonl that keeps each batch: a call that was stopped goes on, to the same answers
+) -> list | tuple:  # of str: completions, as the prompts, without the token that ended them
+    """Sample one completion for each prompt from the model's own distribution: its
+    `generation_config` has no say but in what ends an answer (`stop_ids`). Raises `ValueError`
+    where prompt and completion would not fit the model's positions, or `file` holds answers to
+    others."""
+    ids = encode_prompts(tokenizer, prompts, extras)
     check_room(model, ids, max_new_tokens)
     stops = stop_ids(model, tokenizer)
-    settings = _sampling(tokenizer, stops, max_new_tokens, temperature)
+    config = _generation_config(tokenizer, stops, max_new_tokens, temperature)
+    saved = None
+    if file is not None:
+        settings = (ids, stops, max_new_tokens, temperature, batch_size, seed)
+        saved = _CompletionsFile(file, settings, model.device)
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    kept = _Kept(file, (ids, stops, max_new_tokens, temperature, batch_size, seed), model.device)
+    completions: list = [None] * len(prompts)
     torch.manual_seed(seed)
     with (
-        _speaking(model, settings),
+        _generating(model, config),
         tqdm(total=len(ids), desc=desc, unit="prompt", disable=desc is None) as bar,
     ):
         for start in range(0, len(order), batch_size):
-            at = order[start : start + batch_size]
-            said = kept.next()
-            if said is None:
-                rows, mask = _left_padded([ids[i] for i in at], settings.pad_token_id, model.device)
-                new = model.generate(
-                    input_ids=rows, attention_mask=mask, generation_config=settings
-                )
-                said = [_first_answer(x, stops) for x in new[:, rows.shape[1] :].tolist()]
-                kept.add(said)
-            for i, x in zip(at, said):
-                out[i] = x
-            bar.update(len(at))
-    texts = tokenizer.batch_decode([_without_stop(x, stops) for x in out], skip_special_tokens=True)
-    return (texts, ids, out) if with_ids else texts
+            places = order[start : start + batch_size]
+            batch = None if saved is None else saved.next()
+            if batch is None:
+                batch = _sample_batch(model, [ids[i] for i in places], stops, config)
+                if saved is not None:
+                    saved.add(batch)
+            for i, completion in zip(places, batch):
+                completions[i] = completion
+            bar.update(len(places))
+    answers = [_without_stop(completion, stops) for completion in completions]
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return (texts, ids, completions) if with_ids else texts
+
+
+def _sample_batch(model, prompt_ids: list, stops: list, config: GenerationConfig) -> list:
+    "A completion's ids for each prompt, up to the token that ends it."
+    rows, mask = _left_padded(prompt_ids, config.pad_token_id, model.device)
+    new = model.generate(input_ids=rows, attention_mask=mask, generation_config=config)
+    return [_up_to_stop(completion, stops) for completion in new[:, rows.shape[1] :].tolist()]
 
 # %% ../nbs/18_evaluate.ipynb #cell-013
 def prompt_text(
     prompt,  # str, or a list of messages
 ) -> str:  # to read
     "A prompt as one text."
-    return (
-        prompt
-        if isinstance(prompt, str)
-        else "\n".join(f"{m['role']}: {message_text(m)}" for m in prompt)
-    )
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message_text(message)}" for message in prompt)
 
 
 def message_text(
     message: dict,  # with role and content, or another key that says something
 ) -> str:  # to read
     "What a message says; calls of tools and other things as JSON."
-    more = {
-        k: v for k, v in message.items() if k not in ("role", "content") and v not in (None, "", [])
-    }
-    parts = [message.get("content") or "", json.dumps(more, ensure_ascii=False) if more else ""]
+    others = {k: v for k, v in message.items() if k not in ("role", "content")}
+    others = {k: v for k, v in others.items() if v not in (None, "", [])}
+    parts = [message.get("content"), json.dumps(others, ensure_ascii=False) if others else ""]
     return "\n".join(part for part in parts if part)
 
 # %% ../nbs/18_evaluate.ipynb #cell-014
 class SampleTable(TrainerCallback):
-    """Samples of policy and reference for fixed prompts at every evaluation, in `output_dir/samples.jsonl` and in the trackers.
-    Raises `ValueError` where the weights are shared out among processes."""
+    """Samples of policy and reference for fixed prompts at every evaluation, in
+    `output_dir/samples.jsonl` and in the trackers. Raises `ValueError` where the weights are
+    shared out among processes."""
 
     def __init__(
         self,
         trainer,  # whose `add_callback` it is given to
         prompts: list,  # of str, or of lists of messages
         reference=None,  # a model; default: the policy as it is before the first step
-        **how,
-    ):  # of `generate`
+        **settings,  # of `generate`
+    ):
         if getattr(trainer, "is_fsdp_enabled", False) or is_deepspeed_zero3_enabled():
             raise ValueError(
-                "samples during training are made by the first process alone, which has not all weights under FSDP or ZeRO stage 3: leave out eval_sampling"
+                "samples during training are made by the first process alone, which has not all "
+                "weights under FSDP or ZeRO stage 3: leave out eval_sampling"
             )
-        self.trainer, self.prompts, self.reference, self.how, self.rows = (
-            trainer,
-            prompts,
-            reference,
-            {"desc": None, **how},
-            [],
-        )
-
-    def _say(self, model):
-        with torch.random.fork_rng():
-            return generate(
-                self.trainer.accelerator.unwrap_model(model),
-                self.trainer.processing_class,
-                self.prompts,
-                **self.how,
-            )
-
-    def on_evaluate(self, args, state, control, model=None, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        file = Path(args.output_dir) / "samples.jsonl"
-        if not self.rows and file.exists():
-            self.rows = [
-                row
-                for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())
-                if row["step"] < state.global_step
-            ]
-        said = self._say(model)
-        known = {row["prompt"]: row["reference"] for row in self.rows}
-        prompts = [prompt_text(p) for p in self.prompts]
-        if not all(p in known for p in prompts):
-            if self.reference is None and state.global_step:
-                known = dict.fromkeys(prompts)  # nothing was sampled before the first step
-            else:
-                known = dict(
-                    zip(prompts, said if self.reference is None else self._say(self.reference))
-                )
-        new = [
-            {"step": state.global_step, "prompt": p, "policy": s, "reference": known[p]}
-            for p, s in zip(prompts, said)
-        ]
-        self.rows = [row for row in self.rows if row["step"] != state.global_step] + new
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows),
-            encoding="utf-8",
-        )
-        self._track(new, state.global_step)
-
-    def _track(self, rows, step):
-        columns = ["step", "prompt", "policy", "reference"]
-        cells = [[str(row[c]) for c in columns] for row in rows]
-        for callback in self.trainer.callback_handler.callbacks:
-            if getattr(callback, "tb_writer", None) is not None:
-                lines = [
-                    columns,
-                    ["---"] * 4,
-                    *([" ".join(x.replace("|", "\\|").split()) for x in row] for row in cells),
-                ]
-                callback.tb_writer.add_text(
-                    "samples", "\n".join("| " + " | ".join(line) + " |" for line in lines), step
-                )
-            if getattr(callback, "_wandb", None) is not None and callback._wandb.run is not None:
-                callback._wandb.log(
-                    {"samples": callback._wandb.Table(columns=columns, data=cells)}, step=step
-                )
+        self.trainer = trainer
+        self.prompts = prompts
+        self.reference = reference
+        self.settings = {"desc": None, **settings}
+        self.rows: list = []
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.global_step and not self.rows:
             self.on_evaluate(args, state, control, **kwargs)
 
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        file = Path(args.output_dir) / "samples.jsonl"
+        if not self.rows:
+            self.rows = self._rows_before(file, state.global_step)
+        samples = self._samples(model)
+        references = self._references(samples, state.global_step)
+        new = []
+        for prompt, sample in zip(map(prompt_text, self.prompts), samples):
+            row = {"step": state.global_step, "prompt": prompt}
+            new.append(row | {"policy": sample, "reference": references[prompt]})
+        self.rows = [row for row in self.rows if row["step"] != state.global_step] + new
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows]
+        file.write_text("".join(lines), encoding="utf-8")
+        self._track(new, state.global_step)
+
+    def _rows_before(self, file: Path, step: int) -> list:
+        "What an earlier part of the run has written."
+        if not file.exists():
+            return []
+        rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        return [row for row in rows if row["step"] < step]
+
+    def _samples(self, model) -> list | tuple:
+        "Completions, drawn without a trace in training's random numbers."
+        with torch.random.fork_rng():
+            return generate(
+                self.trainer.accelerator.unwrap_model(model),
+                self.trainer.processing_class,
+                self.prompts,
+                **self.settings,
+            )
+
+    def _references(self, samples: list | tuple, step: int) -> dict:
+        "prompt -> the reference's completion; None where nothing was sampled before step 1."
+        known = {row["prompt"]: row["reference"] for row in self.rows}
+        prompts = [prompt_text(prompt) for prompt in self.prompts]
+        if all(prompt in known for prompt in prompts):
+            return known
+        if self.reference is not None:
+            return dict(zip(prompts, self._samples(self.reference)))
+        return dict.fromkeys(prompts) if step else dict(zip(prompts, samples))
+
+    def _track(self, rows: list, step: int):
+        "The rows as a table for TensorBoard and Weights & Biases, where they are used."
+        columns = ["step", "prompt", "policy", "reference"]
+        cells = [[str(row[c]) for c in columns] for row in rows]
+        for callback in self.trainer.callback_handler.callbacks:
+            writer = getattr(callback, "tb_writer", None)
+            if writer is not None:
+                writer.add_text("samples", _markdown_table(columns, cells), step)
+            wandb = getattr(callback, "_wandb", None)
+            if wandb is not None and wandb.run is not None:
+                wandb.log({"samples": wandb.Table(columns=columns, data=cells)}, step=step)
+
+
+def _markdown_table(columns: list, rows: list) -> str:
+    "Rows of texts as a Markdown table, each in one line."
+    rows = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in rows]
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
 # %% ../nbs/18_evaluate.ipynb #cell-017
 def bootstrap_mean(
     values,  # (n,) numbers
-    clusters=None,  # (n,) labels; rows with the same label are resampled together. Default: each row alone
+    clusters=None,  # (n,) labels; rows with equal ones are resampled together. Default: each alone
     confidence: float = 0.95,  # of the interval
     resamples: int = 10_000,  # bootstrap samples
     seed: int = 0,  # of the resampling
 ) -> tuple:  # (mean, low, high)
-    "Mean with a percentile bootstrap interval (Efron 1979), by clusters. Raises `ValueError` where there is nothing to average."
+    """Mean with a percentile bootstrap interval (Efron 1979), by clusters. Raises `ValueError`
+    where there is nothing to average."""
     return bootstrap_means({"mean": values}, clusters, confidence, resamples, seed)["mean"]
 
 
@@ -385,7 +403,8 @@ def bootstrap_means(
     resamples: int = 10_000,  # bootstrap samples
     seed: int = 0,  # of the resampling
 ) -> dict:  # name -> (mean, low, high)
-    "`bootstrap_mean` of each column, from the same resamples, which are drawn once and never held all at a time."
+    """`bootstrap_mean` of each column, from the same resamples, which are drawn once and never
+    held all at a time."""
     columns = {name: np.asarray(values, dtype=float) for name, values in columns.items()}
     n = len(next(iter(columns.values())))
     if not n:
@@ -393,30 +412,33 @@ def bootstrap_means(
     label = np.arange(n) if clusters is None else _labels(clusters)
     count = np.bincount(label)
     totals = {name: np.bincount(label, values) for name, values in columns.items()}
-    means = {name: [] for name in columns}
+    means: dict = {name: [] for name in columns}
     for weights in _resamples(len(count), resamples, seed):
         size = weights @ count
         weights = weights.astype(float)
         for name, total in totals.items():
             means[name].append(weights @ total / size)
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
-    found = {}
+    intervals = {}
     for name, values in columns.items():
         low, high = np.quantile(np.concatenate(means[name]), ends)
-        found[name] = values.mean().item(), low.item(), high.item()
-    return found
+        intervals[name] = (values.mean().item(), low.item(), high.item())
+    return intervals
 
 # %% ../nbs/18_evaluate.ipynb #cell-018
 def _labels(clusters) -> np.ndarray:
-    "(n,) numbers of the clusters in sorted order; texts are not copied to the length of the longest, as numpy would."
+    """(n,) numbers of the clusters in sorted order; texts are not copied to the length of the
+    longest, as numpy would."""
     clusters = clusters if isinstance(clusters, list) else np.asarray(clusters).tolist()
     number = {cluster: i for i, cluster in enumerate(sorted(set(clusters)))}
     return np.array([number[cluster] for cluster in clusters])
 
 
 def _resamples(clusters: int, resamples: int, seed: int, most: int = 2**21):
-    "How often each cluster is drawn, (r,clusters), some resamples at a time: at most about `most` numbers (of 8 bytes)."
-    rng, chances = np.random.default_rng(seed), np.full(clusters, 1 / clusters)
+    """How often each cluster is drawn, (r,clusters), some resamples at a time: at most about
+    `most` numbers (of 8 bytes)."""
+    rng = np.random.default_rng(seed)
+    chances = np.full(clusters, 1 / clusters)
     step = max(most // clusters // 64 * 64, 64)
     for start in range(0, resamples, step):
         yield rng.multinomial(clusters, chances, size=min(step, resamples - start))
@@ -427,8 +449,10 @@ def win_rate(
     other_rewards,  # (n,) rewards of the other model's answers to the same prompts
     clusters=None,  # (n,) prompt of each row, where prompts repeat
 ) -> tuple:  # (win rate, low, high), a tie counts ½
-    "Share of prompts on which our answer has the higher reward, with its 95 % bootstrap interval."
-    return bootstrap_mean((np.sign(np.subtract(rewards, other_rewards)) + 1) / 2, clusters)
+    """Share of prompts on which our answer has the higher reward, with its 95 % bootstrap
+    interval."""
+    points = (np.sign(np.subtract(rewards, other_rewards)) + 1) / 2
+    return bootstrap_mean(points, clusters)
 
 # %% ../nbs/18_evaluate.ipynb #cell-026
 def interval_table(
@@ -437,25 +461,24 @@ def interval_table(
     corner: str = "",  # header of the first column
 ) -> str:  # a Markdown table
     "A table of `mean [low, high]`."
-    head = [
-        f"| {corner} | " + " | ".join(header for header, _ in columns.values()) + " |",
-        "|---" + "|---:" * len(columns) + "|",
-    ]
+    headers = [header for header, _ in columns.values()]
+    lines = [[corner, *headers]]
+    for name, row in results.items():
+        cells = [_interval_text(row[c], form) for c, (_, form) in columns.items()]
+        lines.append([name, *cells])
+    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    rule = "|---" + "|---:" * len(columns) + "|"
+    return "\n".join([head, rule, *body]) + "\n"
 
-    def cell(value, form):
-        return (
-            "–"
-            if value is None
-            else form.format(value)
-            if np.isscalar(value)
-            else "{} [{}, {}]".format(*(form.format(x) for x in value))
-        )
 
-    rows = [
-        f"| {name} | " + " | ".join(cell(row[c], form) for c, (_, form) in columns.items()) + " |"
-        for name, row in results.items()
-    ]
-    return "\n".join(head + rows) + "\n"
+def _interval_text(value, form: str) -> str:
+    "A number, or `mean [low, high]`, in the format of its column; – for None."
+    if value is None:
+        return "–"
+    if np.isscalar(value):
+        return form.format(value)
+    mean, low, high = map(form.format, value)
+    return f"{mean} [{low}, {high}]"
 
 # %% ../nbs/18_evaluate.ipynb #cell-029
 def sample_kl(
@@ -465,30 +488,31 @@ def sample_kl(
     completion_ids: list,  # n lists of token ids, sampled from π at temperature 1
     clusters=None,  # (n,) prompt of each row, where prompts repeat
     batch_size: int = 8,  # completions at a time
-    desc: str = None,  # shown beside the progress bar; None: no bar
+    desc: str | None = None,  # shown beside the progress bar; None: no bar
 ) -> tuple:  # (KL, low, high), nats per completion
-    "KL(π‖π_ref) estimated by the mean log-ratio of samples, with its 95 % bootstrap interval."
-    ours, theirs = (
-        completion_logps(m, prompt_ids, completion_ids, batch_size, desc)
-        for m in (model, reference)
-    )
-    return bootstrap_mean(ours - theirs, clusters)
+    """KL(π‖π_ref) estimated by the mean log-ratio of samples, with its 95 % bootstrap interval."""
+    logps = completion_logps(model, prompt_ids, completion_ids, batch_size, desc)
+    ref_logps = completion_logps(reference, prompt_ids, completion_ids, batch_size, desc)
+    return bootstrap_mean(logps - ref_logps, clusters)
 
 
 def distinct_n(
     texts: list,  # of str
     n: int = 2,  # words in a row
 ) -> float:  # in (0,1]; 0 where there is none
-    "Different n-grams of words, as a share of all n-grams in all texts. It falls with the amount of text: compare equal amounts. Source: Li et al. 2016."
-    grams = Counter(
-        gram for words in map(str.split, texts) for gram in zip(*(words[i:] for i in range(n)))
-    )
+    """Different n-grams of words, as a share of all n-grams in all texts. It falls with the amount
+    of text: compare equal amounts. Source: Li et al. 2016."""
+    grams: Counter = Counter()
+    for text in texts:
+        words = text.split()
+        grams.update(zip(*(words[i:] for i in range(n))))
     return len(grams) / max(grams.total(), 1)
 
 # %% ../nbs/18_evaluate.ipynb #cell-moved
 # paths of the version before
 __getattr__ = moved(
     __name__,
-    judge="JUDGE_TEMPLATE judge_question read_verdict JudgeError Judge ask_judge judge_key judge_scores judge_win_rate judge_questions judge_cost",
+    judge="JUDGE_TEMPLATE judge_question read_verdict JudgeError Judge ask_judge judge_key "
+    "judge_scores judge_win_rate judge_questions judge_cost",
     packing="completion_logps",
 )

@@ -20,7 +20,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def judge_question(
     template: str = JUDGE_TEMPLATE,  # with {prompt}, {a} and {b}
 ) -> str:  # what the judge is asked
     """The template with prompt and answers in place. Raises `ValueError` where the template lacks
-    one of them, or has another word in braces; braces around anything else, as in JSON, are text."""
+    one of them, or has another word in braces; braces around anything else (JSON) are text."""
     parts = {"prompt": prompt_text(prompt).strip(), "a": a.strip(), "b": b.strip()}
     places = [f"{{{name}}}" for name in parts]
     missing = [place for place in places if place not in template]
@@ -259,10 +259,8 @@ class Judge:
     def _why(self, raw: bytes) -> str:
         "What an error's body says."
         text = raw.decode("utf-8", "replace")
-        try:
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
             text = json.loads(text)["error"]["message"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
         return " ".join(self._hide(str(text)).split())[:500] or "no message"
 
     def _hide(self, text: str) -> str:
@@ -335,7 +333,7 @@ class _Asking:
         self.known = known  # key -> answer
         self.out = out
         self.stop = stop
-        self.refused = None  # the error that makes asking on useless
+        self.refused: JudgeError | None = None  # the error that makes asking on useless
         self.under_way = 0
         self.changed = threading.Condition()
 

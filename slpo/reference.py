@@ -97,9 +97,38 @@ def _of_first_process(values: list, world_size: int) -> list:
     "What the first process has, in every process."
     return broadcast_object_list(values) if world_size > 1 else values
 
-# %% ../nbs/15_reference.ipynb #c15-006
-class LayoutTrainer(Trainer):
-    "Knows up to which length packed rows are exact, and pads rows where they are not."
+# %% ../nbs/15_reference.ipynb #c15-009
+def _token_ids(dataset):
+    "(prompt_ids, completion_ids) of each row, without holding all of them."
+    for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000):
+        yield from zip(rows["prompt_ids"], rows["completion_ids"])
+
+
+def _batches(collator, sizes: list, n: int) -> list:
+    """Lists of rows of indices, about `n` groups in each: full rows of one length where they are
+    packed, else one group a row, longest first."""
+    if not getattr(collator, "packed", False):
+        rows = [[i] for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)]
+    else:
+        rows = _full_rows(sizes, collator.row_length)
+        n = max(round(n * len(rows) / len(sizes)), 1)
+        rows += [[]] * (-len(rows) % n)
+    return [rows[i : i + n] for i in range(0, len(rows), n)]
+
+
+def _renumbered(rows: list) -> list:
+    "Rows of indices, numbered through from 0 on."
+    numbered = []
+    n = 0
+    for row in rows:
+        numbered.append(list(range(n, n + len(row))))
+        n += len(row)
+    return numbered
+
+# %% ../nbs/15_reference.ipynb #c15-011
+class PackedTrainer(Trainer):
+    """Packs groups into shared rows where that is exact and pads them elsewhere; log-probabilities of
+    batches and of whole data sets."""
 
     args: SLPOConfig
     model: Any  # a causal language model of transformers, or PEFT's wrapper of one
@@ -112,6 +141,8 @@ class LayoutTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._sft = self.args.loss_type == "sft"
         self._vouched = _Extent()  # up to here packed rows have been compared with separate ones
+        self._head_budget = math.inf  # MB for logits; infinite: the model's own head
+        self._row_limit = _row_limit(self.args.max_length)
 
     def _shared_out(self) -> bool:
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -136,16 +167,6 @@ class LayoutTrainer(Trainer):
                 return f"{name} cannot be packed, {why}"
         self._vouched = extent.joined(self._vouched)
         return None
-
-# %% ../nbs/15_reference.ipynb #c15-007
-class PackedTrainer(LayoutTrainer):
-    """Packed rows and a head in chunks where they are exact, padded rows and the model's own head
-    elsewhere."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._head_budget = math.inf  # MB for logits; infinite: the model's own head
-        self._row_limit = _row_limit(self.args.max_length)
 
     def _settle_layout(self, ref_model):
         """Choose packed or padded rows, and how the head works. Raises `ValueError` for rows that
@@ -181,38 +202,6 @@ class PackedTrainer(LayoutTrainer):
         if why:
             self._pad(why)
 
-# %% ../nbs/15_reference.ipynb #c15-009
-def _token_ids(dataset):
-    "(prompt_ids, completion_ids) of each row, without holding all of them."
-    for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000):
-        yield from zip(rows["prompt_ids"], rows["completion_ids"])
-
-
-def _batches(collator, sizes: list, n: int) -> list:
-    """Lists of rows of indices, about `n` groups in each: full rows of one length where they are
-    packed, else one group a row, longest first."""
-    if not getattr(collator, "packed", False):
-        rows = [[i] for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)]
-    else:
-        rows = _full_rows(sizes, collator.row_length)
-        n = max(round(n * len(rows) / len(sizes)), 1)
-        rows += [[]] * (-len(rows) % n)
-    return [rows[i : i + n] for i in range(0, len(rows), n)]
-
-
-def _renumbered(rows: list) -> list:
-    "Rows of indices, numbered through from 0 on."
-    numbered = []
-    n = 0
-    for row in rows:
-        numbered.append(list(range(n, n + len(row))))
-        n += len(row)
-    return numbered
-
-# %% ../nbs/15_reference.ipynb #c15-010
-class BatchTrainer(PackedTrainer):
-    "Log-probabilities of a batch's completions."
-
     def _logps(self, model, batch) -> torch.Tensor:
         "(N,) log-probabilities of a batch's completions, nats."
         with self.accelerator.autocast():
@@ -228,10 +217,6 @@ class BatchTrainer(PackedTrainer):
         layout = {"rows": _renumbered(rows)} if self._packs() else {}
         batch = self.data_collator([dataset[i] for i in indices], **layout)
         return indices, self._prepare_inputs(batch)
-
-# %% ../nbs/15_reference.ipynb #c15-011
-class ScoringTrainer(BatchTrainer):
-    "Log-probabilities of every completion of a data set."
 
     def group_logps(
         self,
@@ -434,43 +419,6 @@ def _warn_not_kept(folder: Path, error: OSError):
         error,
     )
 
-# %% ../nbs/15_reference.ipynb #c15-022
-class CachingTrainer(ScoringTrainer):
-    "A reference's log-probabilities of a data set, read from a file where they are known already."
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._keeps = True  # until a file cannot be written
-
-    def _kept_logps(self, dataset, ref_model) -> list:
-        """`group_logps` of the reference, from its file or into it; the first process reads and
-        writes. Whether the file can be written is tried before the pass."""
-        model = self.accelerator.unwrap_model(self.model) if ref_model is None else ref_model
-        sizes = [len(completions) for _, completions in _token_ids(dataset)]
-        precision = self.accelerator.mixed_precision, self.args.tf32
-        layout = _layout(self.data_collator, self._head_budget < math.inf)
-        path = _kept_file(self.args, model, dataset, precision, layout)
-        flat = None if path is None else _read_kept(path, sum(sizes))
-        if flat is not None:
-            logger.info("reference log-probabilities from %s", path)
-        (flat,) = _of_first_process([flat], self.args.world_size)
-        if flat is None:
-            self._keep(path, np.zeros(sum(sizes)), only_try=True)
-            groups = self.group_logps(dataset, ref_model, "reference log-probs")
-            flat = np.array([x for group in groups for x in group])
-            self._keep(path, flat)
-        return [part.tolist() for part in np.split(flat, np.cumsum(sizes)[:-1])]
-
-    def _keep(self, path, flat, only_try: bool = False):
-        "Write log-probabilities; where that fails, one warning for all data sets of the run."
-        if path is None or not self._keeps:
-            return
-        try:
-            _write_kept(path, flat, only_try)
-        except OSError as e:
-            self._keeps = False
-            _warn_not_kept(path.parent, e)
-
 # %% ../nbs/15_reference.ipynb #c15-024
 def _check_shares():
     "Raise `ValueError` where a process would not have the weights that the reference pass needs."
@@ -515,9 +463,46 @@ def _swapped(weights):
 def _has_reference(dataset) -> bool:
     return dataset is not None and "ref_logps" in (dataset.column_names or ())
 
-# %% ../nbs/15_reference.ipynb #c15-025
-class ColumnTrainer(CachingTrainer):
-    "The reference as a column of every data set that can have one."
+# %% ../nbs/15_reference.ipynb #c15-027
+class ReferenceTrainer(PackedTrainer):
+    """Log-probabilities of the reference: the policy as it is when the trainer is built, or another
+    model. A column of every data set, read from a file where they are known; a model, where a data
+    set cannot have one."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._keeps = True  # until a file cannot be written
+        self._start: list | None = None  # (parameter, its data at the start) of trained adapters
+        self._starts_at_reference = False
+
+    def _kept_logps(self, dataset, ref_model) -> list:
+        """`group_logps` of the reference, from its file or into it; the first process reads and
+        writes. Whether the file can be written is tried before the pass."""
+        model = self.accelerator.unwrap_model(self.model) if ref_model is None else ref_model
+        sizes = [len(completions) for _, completions in _token_ids(dataset)]
+        precision = self.accelerator.mixed_precision, self.args.tf32
+        layout = _layout(self.data_collator, self._head_budget < math.inf)
+        path = _kept_file(self.args, model, dataset, precision, layout)
+        flat = None if path is None else _read_kept(path, sum(sizes))
+        if flat is not None:
+            logger.info("reference log-probabilities from %s", path)
+        (flat,) = _of_first_process([flat], self.args.world_size)
+        if flat is None:
+            self._keep(path, np.zeros(sum(sizes)), only_try=True)
+            groups = self.group_logps(dataset, ref_model, "reference log-probs")
+            flat = np.array([x for group in groups for x in group])
+            self._keep(path, flat)
+        return [part.tolist() for part in np.split(flat, np.cumsum(sizes)[:-1])]
+
+    def _keep(self, path, flat, only_try: bool = False):
+        "Write log-probabilities; where that fails, one warning for all data sets of the run."
+        if path is None or not self._keeps:
+            return
+        try:
+            _write_kept(path, flat, only_try)
+        except OSError as e:
+            self._keeps = False
+            _warn_not_kept(path.parent, e)
 
     def _precomputes(self, dataset) -> bool:
         return self.args.precompute_ref_log_probs and not isinstance(dataset, IterableDataset)
@@ -536,16 +521,6 @@ class ColumnTrainer(CachingTrainer):
             self.eval_dataset = {name: known(dataset) for name, dataset in evals.items()}
         else:
             self.eval_dataset = known(evals)
-
-# %% ../nbs/15_reference.ipynb #c15-026
-class StartTrainer(ColumnTrainer):
-    """Remembers where training starts: as a column of every data set, or as a reference for each
-    step."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._start: list | None = None  # (parameter, its data at the start) of trained adapters
-        self._starts_at_reference = False
 
     def _set_reference(self, ref_model):
         "Reference log-probabilities as a column of every data set, or a reference for each step."
@@ -579,10 +554,6 @@ class StartTrainer(ColumnTrainer):
             self.ref_model = ref_model
         elif self._start is None:
             self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
-
-# %% ../nbs/15_reference.ipynb #c15-027
-class ReferenceTrainer(StartTrainer):
-    "Log-probabilities of the reference for every batch, and for rows that come later."
 
     @contextmanager
     def _reference(self):

@@ -109,64 +109,6 @@ def _no_gradient(rows: list, loss_type: str, trainable: list) -> str:
         f"{len(trainable)} weights are trainable{names}"
     )
 
-# %% ../nbs/16_stopping.ipynb #c16-010
-class FiniteTrainer(ReferenceTrainer):
-    "Goes on with finite numbers only."
-
-    def _logps(self, model, batch) -> torch.Tensor:
-        "As before; raises `FloatingPointError` with the rows where one is not finite."
-        logps = super()._logps(model, batch)
-        if logps.isfinite().all():
-            return logps
-        rows = _rows_of(batch, ~logps.isfinite())
-        step, folder = self.state.global_step, self.args.output_dir
-        raise FloatingPointError(_no_finite_logp(model.dtype, step, rows, folder))
-
-    def _check_losses(self, losses, batch):
-        "Raise `FloatingPointError` with the rows where a loss is not finite."
-        if not losses.isfinite().all():
-            rows = batch["rows"][~losses.isfinite()].tolist()
-            step, folder = self.state.global_step, self.args.output_dir
-            raise FloatingPointError(_not_finite("the loss", step, rows, folder))
-
-# %% ../nbs/16_stopping.ipynb #c16-011
-class GradientTrainer(FiniteTrainer):
-    "Takes no step on a gradient that is not finite, and no first step that would change nothing."
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._step_rows: list = []  # of the data set, in the optimizer step at hand
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        """As in transformers, called before every optimizer step. Raises `FloatingPointError` where
-        the gradient is not finite, or exactly 0 at the start."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        rows = self._step_rows
-        self._step_rows = []
-        self._starts_at_reference = False  # after this step it has left it
-        if norm is None:
-            return norm
-        step, folder = self.state.global_step, self.args.output_dir
-        if not math.isfinite(norm) and not self.args.fp16:
-            raise FloatingPointError(_not_finite("the gradient", step, rows, folder))
-        if norm == 0 and step == 0 and self._must_move():
-            trainable = [name for name, p in self.model.named_parameters() if p.requires_grad]
-            raise FloatingPointError(_no_gradient(rows, self.args.loss_type, trainable))
-        return norm
-
-    def _must_move(self) -> bool:
-        "Whether the loss has a gradient where policy and reference are one."
-        a = self.args
-        if self._own_loss() or self.is_deepspeed_enabled:
-            return False  # DeepSpeed knows the norm after the step
-        if a.loss_type in ("slpo", "slpo_sample"):
-            return a.alpha != 0
-        return a.loss_type != "dpo" or a.label_smoothing != 0.5
-
-    def _own_loss(self) -> str | None:
-        "The name of a class with a loss of its own; None: the loss is what `loss_type` names."
-        return None
-
 # %% ../nbs/16_stopping.ipynb #c16-012
 def _starts_elsewhere(most: float, rows: list) -> str:
     return (
@@ -210,12 +152,60 @@ def _random_part(model) -> str:
     return "a layer that draws random numbers in training, or works in another way there"
 
 # %% ../nbs/16_stopping.ipynb #c16-013
-class SafeTrainer(GradientTrainer):
-    "Starts only where its reference is: before the first update all rewards are 0, up to noise."
+class SafeTrainer(ReferenceTrainer):
+    """Starts only where its reference is, and takes no step on numbers that are not finite, nor a
+    first step that would change nothing."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._step_rows: list = []  # of the data set, in the optimizer step at hand
         self._warned_of_noise = False
+
+    def _logps(self, model, batch) -> torch.Tensor:
+        "As before; raises `FloatingPointError` with the rows where one is not finite."
+        logps = super()._logps(model, batch)
+        if logps.isfinite().all():
+            return logps
+        rows = _rows_of(batch, ~logps.isfinite())
+        step, folder = self.state.global_step, self.args.output_dir
+        raise FloatingPointError(_no_finite_logp(model.dtype, step, rows, folder))
+
+    def _check_losses(self, losses, batch):
+        "Raise `FloatingPointError` with the rows where a loss is not finite."
+        if not losses.isfinite().all():
+            rows = batch["rows"][~losses.isfinite()].tolist()
+            step, folder = self.state.global_step, self.args.output_dir
+            raise FloatingPointError(_not_finite("the loss", step, rows, folder))
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """As in transformers, called before every optimizer step. Raises `FloatingPointError` where
+        the gradient is not finite, or exactly 0 at the start."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        rows = self._step_rows
+        self._step_rows = []
+        self._starts_at_reference = False  # after this step it has left it
+        if norm is None:
+            return norm
+        step, folder = self.state.global_step, self.args.output_dir
+        if not math.isfinite(norm) and not self.args.fp16:
+            raise FloatingPointError(_not_finite("the gradient", step, rows, folder))
+        if norm == 0 and step == 0 and self._must_move():
+            trainable = [name for name, p in self.model.named_parameters() if p.requires_grad]
+            raise FloatingPointError(_no_gradient(rows, self.args.loss_type, trainable))
+        return norm
+
+    def _must_move(self) -> bool:
+        "Whether the loss has a gradient where policy and reference are one."
+        a = self.args
+        if self._own_loss() or self.is_deepspeed_enabled:
+            return False  # DeepSpeed knows the norm after the step
+        if a.loss_type in ("slpo", "slpo_sample"):
+            return a.alpha != 0
+        return a.loss_type != "dpo" or a.label_smoothing != 0.5
+
+    def _own_loss(self) -> str | None:
+        "The name of a class with a loss of its own; None: the loss is what `loss_type` names."
+        return None
 
     def _check_start(self, logps, ref_logps, inputs):
         """Raise `ValueError` where training would not start at its reference. Where rewards are not
@@ -253,9 +243,10 @@ class SafeTrainer(GradientTrainer):
 # %% ../nbs/16_stopping.ipynb #c16-015
 _NOT_COUNTED = -1  # in place of a row's number
 
-
-class CountingTrainer(SafeTrainer):
-    "Metrics are means over groups, whatever the batches and processes."
+# %% ../nbs/16_stopping.ipynb #c16-016
+class MeasuringTrainer(SafeTrainer):
+    """Logs and evaluations are means over groups, every row once, whatever the batches and
+    processes."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -288,10 +279,6 @@ class CountingTrainer(SafeTrainer):
             table = self.accelerator.reduce(table, "sum")
             self._seen = np.add(self._seen, table[keys.index("loss")].tolist())
         return {prefix + key: (total / n).item() for key, (total, n) in zip(keys, table) if n > 0}
-
-# %% ../nbs/16_stopping.ipynb #c16-016
-class MeasuringTrainer(CountingTrainer):
-    "Logs and evaluations are means over groups, every row once."
 
     def _mean_loss(self) -> float:
         "Of the whole run, resumed or not."
@@ -345,46 +332,6 @@ def _read_sums(path, rank: int, world_size: int) -> tuple:
         for key, sums in state["sums"].items():
             total[key] = np.add(total[key], sums)
     return seen, total
-
-# %% ../nbs/16_stopping.ipynb #c16-019
-class CheckpointTrainer(MeasuringTrainer):
-    """Checkpoints are read under the names that the model has for its weights, hold the sums of
-    the metrics, and are whole or not there."""
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        "All weights of a checkpoint, under the names that the model has for them."
-        self._starts_at_reference = False
-        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        kind, dtype = type(self.model), self.model.dtype
-        saved = kind.from_pretrained(resume_from_checkpoint, dtype=dtype)
-        self.model.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self):
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _save_rng_state(self, output_dir):
-        """As in transformers, with the sums of the metrics; all processes are done before the last
-        file is written."""
-        super()._save_rng_state(output_dir)
-        sums = {key: list(values) for key, values in self._sums["train"].items()}
-        state = json.dumps({"seen": list(self._seen), "sums": sums})
-        (Path(output_dir) / f"metrics_{self.args.process_index}.json").write_text(state)
-        self.accelerator.wait_for_everyone()
-
-    def _save_checkpoint(self, model, trial):
-        """As in transformers; raises `OSError` that says what is whole where a file cannot be
-        written."""
-        name = f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:  # until it is whole again
-            state = Path(self._get_output_dir(trial=trial)) / name / "trainer_state.json"
-            state.unlink(missing_ok=True)
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as e:
-            whole = _what_is_whole(self.args.output_dir)
-            raise OSError(f"{name} could not be written ({e}). {whole}") from e
 
 # %% ../nbs/16_stopping.ipynb #c16-021
 _STAYS = """loss_type seed data_seed optim optim_args weight_decay adam_beta1 adam_beta2
@@ -495,36 +442,6 @@ def _another_run(path, other: dict, finished: bool) -> str:
         "another output_dir (--output_dir)"
     )
 
-# %% ../nbs/16_stopping.ipynb #c16-024
-class RecordTrainer(CheckpointTrainer):
-    "Writes down what a run is made of."
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._changes: list = []  # of settings, with the step from which they hold
-        self._data_name: str | None = None
-
-    def _record(self) -> dict:
-        "`stays` must be the same when a run goes on, `may change` holds from there on."
-        if self._data_name is None:
-            self._data_name = _data_fingerprint(self.train_dataset)
-        stays = _what_stays(self.args, self._own_loss()) | {"training data": self._data_name}
-        record = {
-            "stays": stays,
-            "may change": {name: getattr(self.args, name) for name in _MAY_CHANGE},
-            "reference": _reference_mean(self.train_dataset),
-            "changes": self._changes,
-        }
-        return json.loads(json.dumps(record, default=lambda x: str(getattr(x, "value", x))))
-
-    def _save_rng_state(self, output_dir):
-        "As before, with the record."
-        if self.args.should_save:
-            file = Path(output_dir) / "slpo.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
-        super()._save_rng_state(output_dir)
-
 # %% ../nbs/16_stopping.ipynb #c16-026
 def _take_rates(optimizer, schedule, base: list):
     "Set the rates to those of a schedule at its present step; `base`: peak rates, of each group."
@@ -552,50 +469,6 @@ def _rescale(optimizer, schedule, old: float, new: float):
     for name in ("base_lrs", "_last_lr"):
         if hasattr(schedule, name):
             setattr(schedule, name, [rate * new / old for rate in getattr(schedule, name)])
-
-# %% ../nbs/16_stopping.ipynb #c16-027
-class ContinuedTrainer(RecordTrainer):
-    "Goes on from checkpoints of its own run alone, at the rates that are asked for now."
-
-    def _check_resume(
-        self,
-        path,  # a checkpoint
-        step: int,  # its step
-        finished: bool,  # is there nothing left to train?
-    ):
-        """Raise `ValueError` where a run would go on as another than the one that made the
-        checkpoint; say what holds from there on."""
-        then = _read_record(path)
-        if then is None:
-            return
-        self._changes = then["changes"]
-        now = self._record()
-        changed = _changed_settings(then, now, self.args.max_steps)
-        other = _other_settings(then, now)
-        other |= _too_late(changed, finished, self.is_deepspeed_enabled)
-        if other:
-            raise ValueError(_another_run(path, other, finished))
-        if not changed:
-            return
-        self._changes = [*self._changes, {"step": step, **changed}]
-        logger.warning(
-            "resumed with other settings, which hold from step %d on: %s",
-            step,
-            ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items()),
-        )
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        """As in transformers, which would take the next step at the rate of before: the schedule of
-        now holds from here on."""
-        schedule = self.lr_scheduler
-        rates = list(getattr(schedule, "base_lrs", ()))
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or self.is_deepspeed_enabled or not self._created_lr_scheduler:
-            return
-        if hasattr(schedule, "lr_lambdas"):
-            _take_rates(self.optimizer, schedule, rates)
-        elif self._changes and self._changes[-1]["step"] == self.state.global_step:
-            _rescale(self.optimizer, schedule, *self._changes[-1].get("learning_rate", (1, 1)))
 
 # %% ../nbs/16_stopping.ipynb #c16-029
 def _check_checkpoint(path):
@@ -722,9 +595,109 @@ def _signals(trainer):
         for s, handler in before.items():
             signal.signal(s, handler)
 
-# %% ../nbs/16_stopping.ipynb #c16-034
-class FinishedTrainer(ContinuedTrainer):
-    "A run that has reached its end is not trained further."
+# %% ../nbs/16_stopping.ipynb #c16-035
+class ResumableTrainer(MeasuringTrainer):
+    """Goes on where it stopped, from a checkpoint of its own run, and stops when it is asked to.
+    Checkpoints hold the sums of the metrics and what the run is made of."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._changes: list = []  # of settings, with the step from which they hold
+        self._data_name: str | None = None
+        self._signal: int | None = None
+        self.add_callback(_Interrupt(self))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        "All weights of a checkpoint, under the names that the model has for them."
+        self._starts_at_reference = False
+        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        kind, dtype = type(self.model), self.model.dtype
+        saved = kind.from_pretrained(resume_from_checkpoint, dtype=dtype)
+        self.model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self):
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _save_rng_state(self, output_dir):
+        """As in transformers, with the record of the run and the sums of the metrics; all processes
+        are done before the last file is written."""
+        if self.args.should_save:
+            file = Path(output_dir) / "slpo.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
+        super()._save_rng_state(output_dir)
+        sums = {key: list(values) for key, values in self._sums["train"].items()}
+        state = json.dumps({"seen": list(self._seen), "sums": sums})
+        (Path(output_dir) / f"metrics_{self.args.process_index}.json").write_text(state)
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, model, trial):
+        """As in transformers; raises `OSError` that says what is whole where a file cannot be
+        written."""
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:  # until it is whole again
+            state = Path(self._get_output_dir(trial=trial)) / name / "trainer_state.json"
+            state.unlink(missing_ok=True)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as e:
+            whole = _what_is_whole(self.args.output_dir)
+            raise OSError(f"{name} could not be written ({e}). {whole}") from e
+
+    def _record(self) -> dict:
+        "`stays` must be the same when a run goes on, `may change` holds from there on."
+        if self._data_name is None:
+            self._data_name = _data_fingerprint(self.train_dataset)
+        stays = _what_stays(self.args, self._own_loss()) | {"training data": self._data_name}
+        record = {
+            "stays": stays,
+            "may change": {name: getattr(self.args, name) for name in _MAY_CHANGE},
+            "reference": _reference_mean(self.train_dataset),
+            "changes": self._changes,
+        }
+        return json.loads(json.dumps(record, default=lambda x: str(getattr(x, "value", x))))
+
+    def _check_resume(
+        self,
+        path,  # a checkpoint
+        step: int,  # its step
+        finished: bool,  # is there nothing left to train?
+    ):
+        """Raise `ValueError` where a run would go on as another than the one that made the
+        checkpoint; say what holds from there on."""
+        then = _read_record(path)
+        if then is None:
+            return
+        self._changes = then["changes"]
+        now = self._record()
+        changed = _changed_settings(then, now, self.args.max_steps)
+        other = _other_settings(then, now)
+        other |= _too_late(changed, finished, self.is_deepspeed_enabled)
+        if other:
+            raise ValueError(_another_run(path, other, finished))
+        if not changed:
+            return
+        self._changes = [*self._changes, {"step": step, **changed}]
+        logger.warning(
+            "resumed with other settings, which hold from step %d on: %s",
+            step,
+            ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items()),
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """As in transformers, which would take the next step at the rate of before: the schedule of
+        now holds from here on."""
+        schedule = self.lr_scheduler
+        rates = list(getattr(schedule, "base_lrs", ()))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.is_deepspeed_enabled or not self._created_lr_scheduler:
+            return
+        if hasattr(schedule, "lr_lambdas"):
+            _take_rates(self.optimizer, schedule, rates)
+        elif self._changes and self._changes[-1]["step"] == self.state.global_step:
+            _rescale(self.optimizer, schedule, *self._changes[-1].get("learning_rate", (1, 1)))
 
     def _go_on_from(self, path: str) -> TrainOutput | None:
         """Take up the sums of a checkpoint of this run; where it is the last one, its weights and
@@ -751,15 +724,6 @@ class FinishedTrainer(ContinuedTrainer):
         batches = len(self.get_train_dataloader())
         steps = max(math.ceil(batches / a.gradient_accumulation_steps), 1)
         return math.ceil(a.num_train_epochs * steps)
-
-# %% ../nbs/16_stopping.ipynb #c16-035
-class ResumableTrainer(FinishedTrainer):
-    "Goes on where it stopped, and stops when it is asked to."
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._signal: int | None = None
-        self.add_callback(_Interrupt(self))
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         """As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was

@@ -76,9 +76,25 @@ def _best_and_rest(values, ranks) -> tuple:  # ((B,), (B,))
 
     return mean(best), mean(~best)
 
-# %% ../nbs/17_trainer.ipynb #c17-003
+# %% ../nbs/17_trainer.ipynb #c17-004
+def _group_metrics(args, logps, ref_logps, ranks) -> dict:
+    "Metrics of a loss, (B,) each; of `slpo` also how far its targets are."
+    if args.loss_type != "slpo":
+        return _metrics(logps, ref_logps, ranks, args.beta)
+    metrics = _metrics(logps, ref_logps, ranks, 1.0)
+    target = _log_targets(ref_logps, args.alpha, args.target, ranks).clamp(max=0)
+    chosen, rejected = _best_and_rest((target - logps).to(logps), ranks)
+    return metrics | {"target_gap/chosen": chosen, "target_gap/rejected": rejected}
+
+# %% ../nbs/17_trainer.ipynb #c17-007
 class LossTrainer(DescribedTrainer):
-    "A preference loss for each group."
+    """A preference loss for each group, of any size; the loss of a step is a mean over all its
+    groups."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # our loss is divided by the step's groups
+        self.label_names = ["labels"]
 
     def preference_loss(
         self,
@@ -118,20 +134,6 @@ class LossTrainer(DescribedTrainer):
             return None
         return type(self).__name__
 
-# %% ../nbs/17_trainer.ipynb #c17-004
-def _group_metrics(args, logps, ref_logps, ranks) -> dict:
-    "Metrics of a loss, (B,) each; of `slpo` also how far its targets are."
-    if args.loss_type != "slpo":
-        return _metrics(logps, ref_logps, ranks, args.beta)
-    metrics = _metrics(logps, ref_logps, ranks, 1.0)
-    target = _log_targets(ref_logps, args.alpha, args.target, ranks).clamp(max=0)
-    chosen, rejected = _best_and_rest((target - logps).to(logps), ranks)
-    return metrics | {"target_gap/chosen": chosen, "target_gap/rejected": rejected}
-
-# %% ../nbs/17_trainer.ipynb #c17-005
-class GroupsTrainer(LossTrainer):
-    "Groups of any size in one batch, one (B,K) block for each size."
-
     def _losses(self, batch, logps, ref_logps) -> tuple:
         "(B,) losses and a dict of (B,) metrics, in the order of the batch's groups."
         sizes = batch["sizes"]
@@ -161,15 +163,6 @@ class GroupsTrainer(LossTrainer):
                 f"{tuple(logps.shape)}: expected one loss for each group, ({len(logps)},)"
             )
         return losses
-
-# %% ../nbs/17_trainer.ipynb #c17-007
-class StepTrainer(GroupsTrainer):
-    "The loss of a step is a mean over all its groups."
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # our loss is divided by the step's groups
-        self.label_names = ["labels"]
 
     def _get_num_items_in_batch(self, batch_samples, device):
         "Groups in one optimizer step, over all processes."
@@ -235,9 +228,39 @@ class _FilledUp(torch.utils.data.IterableDataset):
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(epoch)
 
-# %% ../nbs/17_trainer.ipynb #c17-010
-class TrainingRows(StepTrainer):
-    "With `dataloader_drop_last` an epoch is whole optimizer steps."
+# %% ../nbs/17_trainer.ipynb #c17-013
+def _tokenized(dataset, tokenizer, args):
+    "The groups of a data set, cut as the settings say."
+    if dataset is None:
+        return None
+    return tokenize_preferences(
+        dataset,
+        tokenizer,
+        max_length=args.max_length or None,
+        max_prompt_length=args.max_prompt_length,
+        max_completion_length=args.max_completion_length,
+        truncation_mode=args.truncation_mode,
+        completion_tokens=args.completion_tokens,
+        sft=args.loss_type == "sft",
+        on_bad_rows=args.on_bad_rows,
+        num_proc=args.dataset_num_proc,
+    )
+
+
+def _check_rows(name: str, dataset):
+    "Raise `ValueError`, naming the argument, for what is no data set."
+    if dataset is None or isinstance(dataset, (Dataset, IterableDataset)):
+        return
+    kind = type(dataset).__name__
+    remedy = _REMEDY.get(kind, "datasets.Dataset.from_list(list(rows)) makes one of dicts")
+    raise ValueError(
+        f"argument '{name}': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}"
+    )
+
+# %% ../nbs/17_trainer.ipynb #c17-014
+class RowsTrainer(LossTrainer):
+    """Whole steps in training; every row in an evaluation, and rows that come after the trainer was
+    built."""
 
     def _get_train_sampler(self, train_dataset=None):
         """As in transformers, where whole optimizer steps are wanted without the groups that are
@@ -254,10 +277,6 @@ class TrainingRows(StepTrainer):
                 "of one optimizer step"
             )
         return RandomSampler(sampler.data_source, num_samples=n // step * step)
-
-# %% ../nbs/17_trainer.ipynb #c17-011
-class EvaluationRows(TrainingRows):
-    "An evaluation has every row."
 
     def get_eval_dataloader(self, eval_dataset=None):
         "As in transformers, with every row once."
@@ -291,39 +310,6 @@ class EvaluationRows(TrainingRows):
             yield given
         finally:
             args.dataloader_drop_last, args.dataloader_persistent_workers = before
-
-# %% ../nbs/17_trainer.ipynb #c17-013
-def _tokenized(dataset, tokenizer, args):
-    "The groups of a data set, cut as the settings say."
-    if dataset is None:
-        return None
-    return tokenize_preferences(
-        dataset,
-        tokenizer,
-        max_length=args.max_length or None,
-        max_prompt_length=args.max_prompt_length,
-        max_completion_length=args.max_completion_length,
-        truncation_mode=args.truncation_mode,
-        completion_tokens=args.completion_tokens,
-        sft=args.loss_type == "sft",
-        on_bad_rows=args.on_bad_rows,
-        num_proc=args.dataset_num_proc,
-    )
-
-
-def _check_rows(name: str, dataset):
-    "Raise `ValueError`, naming the argument, for what is no data set."
-    if dataset is None or isinstance(dataset, (Dataset, IterableDataset)):
-        return
-    kind = type(dataset).__name__
-    remedy = _REMEDY.get(kind, "datasets.Dataset.from_list(list(rows)) makes one of dicts")
-    raise ValueError(
-        f"argument '{name}': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}"
-    )
-
-# %% ../nbs/17_trainer.ipynb #c17-014
-class LaterTrainer(EvaluationRows):
-    "Evaluates any rows, those that come after the trainer was built as well."
 
     def _later(self, name: str, dataset):
         """Rows that come after the trainer was built: made into groups and checked as those that it
@@ -491,7 +477,7 @@ def _collator(model, tokenizer, args) -> PreferenceCollator:
     return PreferenceCollator(tokenizer.pad_token_id, multiple, args.packing, args.row_length)
 
 # %% ../nbs/17_trainer.ipynb #c17-020
-class SLPOTrainer(LaterTrainer):
+class SLPOTrainer(RowsTrainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises
     `BadRows` for rows that cannot be trained on, `ValueError` for models and settings that do not
     fit, `FloatingPointError` when a log-probability is not finite.
