@@ -30,7 +30,9 @@ setup(
     include_package_data=False,
     python_requires=">=" + cfg["min_python"],
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={"dev": shlex.split(cfg["dev_requirements"])},
+    extras_require={
+        extra: shlex.split(cfg[f"{extra}_requirements"]) for extra in ("dev", "judge", "bench")
+    },
     entry_points={"console_scripts": shlex.split(cfg["console_scripts"])},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -23,7 +23,8 @@ _WHERE = {
     "data": "load_preferences",
     "packing": "PreferenceCollator",
     "settings": "SLPOConfig",
-    "trainer": "Interrupted SLPOTrainer",
+    "stopping": "Interrupted",
+    "trainer": "SLPOTrainer",
     "evaluate": "SampleTable sample_kl",
     "judge": "Judge judge_win_rate",
 }
@@ -34,9 +35,9 @@ _BESIDES = {
     "world": "ASKING FACTS GREETINGS POLITE RUDE TURN",
     "files": "Finding logger",
     "tokens": "tokenize_preferences train_tokenizer",
-    "packing": "completion_logps group_size packed_block_mask packed_mask token_logps",
+    "packing": "batch_logps completion_logps group_size packed_block_mask packed_mask token_logps",
     "settings": "LOSSES",
-    "trainer": "last_checkpoint",
+    "stopping": "last_checkpoint",
     "evaluate": "bootstrap_mean distinct_n generate interval_table prompt_text win_rate",
     "judge": "JUDGE_TEMPLATE JudgeError ask_judge judge_cost judge_key judge_question "
     "judge_questions judge_scores read_verdict",
@@ -67,7 +68,8 @@ if TYPE_CHECKING:  # the same names, for tools that do not run this file
     from .packing import PreferenceCollator
     from .sample_mass import slpo_sample_loss
     from .settings import SLPOConfig
-    from .trainer import Interrupted, SLPOTrainer
+    from .stopping import Interrupted
+    from .trainer import SLPOTrainer
     from .world import preference_world, split_hh, world_reward
     from .ybar import log1mexp, ybar_logp, ybar_logp_tree
 

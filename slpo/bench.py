@@ -10,22 +10,23 @@ __all__ = ['MODELS', 'PEERS', 'HEADS', 'TRL', 'work', 'compare', 'growth', 'inst
 import argparse
 import contextlib
 import copy
-import ctypes
 import json
 import logging
+import math
 import os
 import platform
 import random
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from typing import IO, cast
 
 import matplotlib.pyplot as plt
+import psutil
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
@@ -34,7 +35,7 @@ from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 from .data import load_preferences
 from .dpo import dpo_loss
 from .mass import mass_targets
-from .packing import PreferenceCollator, _packed_logps, group_size, token_logps
+from .packing import PreferenceCollator, batch_logps, group_size, token_logps
 from .plot import PALETTE, use_style
 from .settings import SLPOConfig
 from .tokens import tokenize_preferences, train_tokenizer
@@ -50,18 +51,20 @@ MODELS = {
 
 
 def _new_model(name: str):
+    "A GPT-NeoX of one of these sizes, with the same random weights each time."
     torch.manual_seed(0)
     sizes = MODELS[name]
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            **sizes,
-            num_attention_heads=sizes["hidden_size"] // 64,
-            intermediate_size=4 * sizes["hidden_size"],
-            max_position_embeddings=1024,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
+    config = GPTNeoXConfig(
+        num_hidden_layers=sizes["num_hidden_layers"],
+        hidden_size=sizes["hidden_size"],
+        vocab_size=sizes["vocab_size"],
+        num_attention_heads=sizes["hidden_size"] // 64,
+        intermediate_size=4 * sizes["hidden_size"],
+        max_position_embeddings=1024,
+        bos_token_id=0,
+        eos_token_id=0,
     )
+    return GPTNeoXForCausalLM(config)
 
 # %% ../nbs/23_bench.ipynb #cell-006
 def _full_logps(logits, labels):
@@ -73,9 +76,11 @@ def _full_logps(logits, labels):
 
 
 def _walked_logps(logits, labels):
-    "(N,) log π(y|x) and (N,) log π(ȳ|x), in float64: at every step the mass that leaves the tree's path."
+    """(N,) log π(y|x) and (N,) log π(ȳ|x), in float64: at every step the mass that leaves the
+    tree's path."""
     labels = labels[:, 1:]
-    scored, y = labels != -100, labels.clamp(min=0)[..., None]
+    scored = labels != -100
+    y = labels.clamp(min=0)[..., None]
     logps = logits[:, :-1].double().log_softmax(-1)
     tokens = logps.gather(-1, y)[..., 0] * scored
     others = logps.scatter(-1, y, -torch.inf).logsumexp(-1)
@@ -86,181 +91,194 @@ def _walked_logps(logits, labels):
 def _walked_loss(logps, ybars, ref_logps, lengths, alpha=0.5):
     "SLPO in halves from log-probabilities and their walked complements, (B,2) each."
     target = mass_targets(ref_logps, alpha=alpha)
-    z, aim = (logps - ybars) / lengths, (target - log1mexp(target)) / lengths
+    z = (logps - ybars) / lengths
+    z_target = (target - log1mexp(target)) / lengths
 
     def cross_entropy(z):
-        return F.binary_cross_entropy_with_logits(z, aim.sigmoid(), reduction="none")
+        return F.binary_cross_entropy_with_logits(z, z_target.sigmoid(), reduction="none")
 
-    return (lengths**2 * (cross_entropy(z) - cross_entropy(aim))).sum(-1).mean()
+    return (lengths**2 * (cross_entropy(z) - cross_entropy(z_target))).sum(-1).mean()
 
 # %% ../nbs/23_bench.ipynb #cell-010
-def _free_mb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0] / 2**20
-    return int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) / 1024
+class _Padded:
+    "A model and its frozen copy, the reference, on batches of padded rows."
 
+    def __init__(self, model, groups, pad: int, read):
+        self.model, self.groups, self.read = model, groups, read
+        self.collate = PreferenceCollator(pad, packed=False)
+        self.ref_model = copy.deepcopy(model).eval().requires_grad_(False)
 
-def _walk_pairs(groups, vocabulary: int, most: int) -> int:
-    "Pairs for which the walk's blocks (5.4 numbers of 8 bytes for each place and token were seen) take at most 3/4 of the free memory."
-    longest = max(len(g["prompt_ids"]) + max(map(len, g["completion_ids"])) for g in groups)
-    return max(min(int(0.75 * _free_mb() * 2**20 / (2 * longest * vocabulary * 6 * 8)), most), 1)
+    def batch(self, rows):
+        return self.collate([self.groups[i] for i in rows])
 
+    def of(self, model, batch):
+        "What `read` returns of the model's logits."
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return self.read(model(**inputs, use_cache=False).logits, batch["labels"])
 
-def _padded(model, groups, pad, known=False, walk=False, most=None):
-    collate, ref_model = (
-        PreferenceCollator(pad, packed=False),
-        copy.deepcopy(model).eval().requires_grad_(False),
-    )
-    read = _walked_logps if walk else _full_logps
+    def policy(self, batch):
+        return self.of(self.model, batch)
 
-    def forward(model, batch):
-        return read(
-            model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                use_cache=False,
-            ).logits,
-            batch["labels"],
-        )
-
-    def refer(batch):
+    def reference(self, batch):
         with torch.no_grad():
-            return forward(ref_model, batch)
+            return self.of(self.ref_model, batch)
 
-    before, walk_pairs = (
-        {},
-        walk and _walk_pairs(groups, len(model.get_output_embeddings().weight), most),
-    )
+
+def _padded(model, groups, pad: int, known: bool = False):
+    "DPO on padded rows; `known`: the reference is computed before the step, and not timed."
+    padded = _Padded(model, groups, pad, _full_logps)
+    before = {}
 
     def prepare(rows):
         for i in rows:
-            before[i] = refer(collate([groups[i]]))
+            before[i] = padded.reference(padded.batch([i]))
 
     def step(rows):
-        size, total, slots = walk_pairs if walk else len(rows), 0.0, 0
-        for part in (rows[i : i + size] for i in range(0, len(rows), size)):
-            batch = collate([groups[i] for i in part])
-            out, ref = (
-                forward(model, batch),
-                torch.cat([before[i] for i in part]) if known else refer(batch),
-            )
-            if walk:
-                loss = _walked_loss(*(x.view(-1, 2) for x in (*out, ref[0], batch["lengths"])))
-            else:
-                loss = dpo_loss(out.view(-1, 2), ref.view(-1, 2))
-            loss = loss * len(part) / len(rows)
+        batch = padded.batch(rows)
+        logps = padded.policy(batch)
+        ref = torch.cat([before[i] for i in rows]) if known else padded.reference(batch)
+        loss = dpo_loss(logps.view(-1, 2), ref.view(-1, 2))
+        loss.backward()
+        slots = batch["input_ids"].numel()
+        return loss.item(), slots, slots
+
+    return step, prepare if known else None
+
+# %% ../nbs/23_bench.ipynb #cell-walk
+def _free_mb() -> float:
+    "Memory that a process could have now: the device's on CUDA, else the machine's."
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / 2**20
+    return psutil.virtual_memory().available / 2**20
+
+
+def _walk_pairs(groups, vocabulary: int, most: int) -> int:
+    """Pairs for which the walk's blocks (5.4 numbers of 8 bytes for each place and token were
+    seen) take at most 3/4 of the free memory."""
+    longest = max(len(g["prompt_ids"]) + max(map(len, g["completion_ids"])) for g in groups)
+    bytes_of_a_pair = 2 * longest * vocabulary * 6 * 8
+    fit = int(0.75 * _free_mb() * 2**20 / bytes_of_a_pair)
+    return max(min(fit, most), 1)
+
+
+def _float64_walk(model, groups, pad: int, batch_size: int):
+    "SLPO on padded rows with the walked complement, as many pairs at a time as memory holds."
+    padded = _Padded(model, groups, pad, _walked_logps)
+    size = _walk_pairs(groups, len(model.get_output_embeddings().weight), batch_size)
+
+    def step(rows):
+        total, slots = 0.0, 0
+        for at in range(0, len(rows), size):
+            part = rows[at : at + size]
+            batch = padded.batch(part)
+            logps, ybars = padded.policy(batch)
+            ref, _ = padded.reference(batch)
+            parts = (x.view(-1, 2) for x in (logps, ybars, ref, batch["lengths"]))
+            loss = _walked_loss(*parts) * len(part) / len(rows)
             loss.backward()
             total += loss.item()
             slots += batch["input_ids"].numel()
         return total, slots, slots
 
-    return step, prepare if known else None
+    return step, None
 
 # %% ../nbs/23_bench.ipynb #cell-012
-def _trl(model, rows, tokenizer, settings, known=False):
+def _trainer_settings(settings: dict, name: str, known: bool) -> dict:
+    "What TRL's trainer and ours are given alike."
+    return dict(
+        output_dir=f"{settings['folder']}/{name}",
+        bf16=settings["bf16"],
+        precompute_ref_log_probs=known,
+        max_length=None,
+        use_cpu=not torch.cuda.is_available(),
+        per_device_train_batch_size=settings["batch_size"],
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def _trl(model, rows, tokenizer, settings: dict, known: bool = False):
     from trl import DPOConfig, DPOTrainer
 
-    args = DPOConfig(
-        output_dir=settings["folder"] + "/trl",
-        bf16=settings["bf16"],
-        gradient_checkpointing=False,
-        precompute_ref_log_probs=known,
-        max_length=None,
-        use_cpu=not torch.cuda.is_available(),
-        per_device_train_batch_size=settings["batch_size"],
-        report_to=[],
-        disable_tqdm=True,
+    args = DPOConfig(gradient_checkpointing=False, **_trainer_settings(settings, "trl", known))
+    ref_model = None if known else copy.deepcopy(model)
+    trainer = DPOTrainer(
+        model, ref_model, args=args, train_dataset=rows, processing_class=tokenizer
     )
-    return _by_trainer(
-        DPOTrainer(
-            model,
-            None if known else copy.deepcopy(model),
-            args=args,
-            train_dataset=rows,
-            processing_class=tokenizer,
-        ),
-        None,
-    )
+    return _by_trainer(trainer, None)
 
 
-def _ours(model, rows, tokenizer, settings, known=True):
-    args = SLPOConfig(
-        output_dir=settings["folder"] + "/slpo",
-        loss_type="dpo",
-        bf16=settings["bf16"],
-        precompute_ref_log_probs=known,
-        ref_cache_dir="",
-        max_length=None,
-        use_cpu=not torch.cuda.is_available(),
-        per_device_train_batch_size=settings["batch_size"],
-        report_to=[],
-        disable_tqdm=True,
-    )
-    return _by_trainer(
-        SLPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer), "predicts"
-    )
+def _ours(model, rows, tokenizer, settings: dict, known: bool = True):
+    shared = _trainer_settings(settings, "slpo", known)
+    args = SLPOConfig(loss_type="dpo", ref_cache_dir="", **shared)
+    trainer = SLPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer)
+    return _by_trainer(trainer, "predicts")
 
-
-def _by_trainer(trainer, scored):
+# %% ../nbs/23_bench.ipynb #cell-012-b
+def _by_trainer(trainer, scored: str | None):
+    "A trainer's own step; `scored`: the column with the positions that its head sees, or all."
     trainer.current_gradient_accumulation_steps = 1  # what its training loop would set
 
     def step(rows):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in rows])
-        loss, slots = trainer.training_step(trainer.model, batch).item(), batch["input_ids"].numel()
+        loss = trainer.training_step(trainer.model, batch).item()
+        slots = batch["input_ids"].numel()
         trainer.state.global_step += 1
         return loss, slots, len(batch[scored]) if scored else slots
 
     return step, None
 
 # %% ../nbs/23_bench.ipynb #cell-014
-def _unshared(model, groups, pad):
-    collate, ref_model = PreferenceCollator(pad), copy.deepcopy(model).eval().requires_grad_(False)
+def _unshared(model, groups, pad: int):
+    "DPO on packed rows in which every completion has a prompt of its own."
+    collate = PreferenceCollator(pad)
+    ref_model = copy.deepcopy(model).eval().requires_grad_(False)
+    before = {}
 
     def alone(rows):
-        return collate(
-            [
-                {**groups[i], "completion_ids": [c], "ranks": [0]}
-                for i in rows
-                for c in groups[i]["completion_ids"]
-            ]
-        )
-
-    before = {}
+        parts = []
+        for i in rows:
+            for ids in groups[i]["completion_ids"]:
+                parts.append({**groups[i], "completion_ids": [ids], "ranks": [0]})
+        return collate(parts)
 
     def prepare(rows):
         with torch.no_grad():
             for i in rows:
-                before[i] = _packed_logps(ref_model, alone([i]))
+                before[i] = batch_logps(ref_model, alone([i]))
 
     def step(rows):
         batch = alone(rows)
-        loss = dpo_loss(
-            _packed_logps(model, batch, 256).view(-1, 2),
-            torch.cat([before[i] for i in rows]).view(-1, 2),
-        )
+        logps = batch_logps(model, batch, 256).view(-1, 2)
+        loss = dpo_loss(logps, torch.cat([before[i] for i in rows]).view(-1, 2))
         loss.backward()
         return loss.item(), batch["input_ids"].numel(), len(batch["predicts"])
 
     return step, prepare
 
-
-def _floor(model, groups, pad):
+# %% ../nbs/23_bench.ipynb #cell-floor
+def _floor(model, groups, pad: int):
+    """What must be computed, and nothing else: the layers once on every token that differs, and
+    the head's three matrix products on the scored positions. Its numbers mean nothing."""
     head = model.get_output_embeddings().weight
     rows_of_logits = max(int(64 * 2**20 / (4 * len(head))), 1)
 
+    def full_rows(rows):
+        tokens = []
+        for i in rows:
+            for part in (groups[i]["prompt_ids"], *groups[i]["completion_ids"]):
+                tokens += part
+        n = math.ceil(len(tokens) / 1024)
+        padding = [pad] * (-len(tokens) % n)
+        return torch.tensor(tokens + padding, device=model.device).view(n, -1)
+
     def step(rows):
-        tokens = [
-            t
-            for i in rows
-            for part in (groups[i]["prompt_ids"], *groups[i]["completion_ids"])
-            for t in part
-        ]
+        ids = full_rows(rows)
         scored = sum(len(c) for i in rows for c in groups[i]["completion_ids"])
-        n = -(-len(tokens) // 1024)
-        ids = torch.tensor(tokens + [pad] * (-len(tokens) % n), device=model.device).view(n, -1)
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
         with torch.no_grad():
-            slope, head.grad = torch.zeros_like(hidden), torch.zeros_like(head)
+            slope = torch.zeros_like(hidden)
+            head.grad = torch.zeros_like(head)
             for at in range(0, scored, rows_of_logits):
                 h = hidden[at : min(at + rows_of_logits, scored)]
                 logits = h @ head.T.to(h.dtype)
@@ -272,20 +290,19 @@ def _floor(model, groups, pad):
     return step, None
 
 # %% ../nbs/23_bench.ipynb #cell-016
-def _head(model, settings, budget_mb):
-    weight, tokens = model.get_output_embeddings().weight, settings["head_tokens"]
-    hidden, targets = (
-        torch.randn(tokens, weight.shape[1], device=model.device),
-        torch.randint(len(weight), (tokens,), device=model.device),
-    )
+def _head(model, settings: dict, budget_mb: float | None):
+    "The head on random hidden states: all logits at once, or within a budget."
+    weight = model.get_output_embeddings().weight
+    tokens = settings["head_tokens"]
+    hidden = torch.randn(tokens, weight.shape[1], device=model.device)
+    targets = torch.randint(len(weight), (tokens,), device=model.device)
 
     def step(rows):
         h = hidden.requires_grad_()
-        loss = (
-            -token_logps(h, weight, targets, budget_mb=budget_mb).mean()
-            if budget_mb
-            else F.cross_entropy(h @ weight.T, targets)
-        )
+        if budget_mb:
+            loss = -token_logps(h, weight, targets, budget_mb=budget_mb).mean()
+        else:
+            loss = F.cross_entropy(h @ weight.T, targets)
         loss.backward()
         hidden.grad = None
         return loss.item(), tokens, tokens
@@ -310,52 +327,54 @@ HEADS = {
     "head_64": "within 64 MB",
 }
 
-
+# %% ../nbs/23_bench.ipynb #cell-method
 def _method(name: str, settings: dict):
     "(model, step, prepare) of a method."
-    model, tokenizer = (
-        _new_model(settings["model"]).to("cuda" if torch.cuda.is_available() else "cpu"),
-        AutoTokenizer.from_pretrained(settings["folder"]),
-    )
+    model = _new_model(settings["model"]).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(settings["folder"])
     rows = load_preferences(settings["folder"] + "/train.jsonl")
     data = list(tokenize_preferences(rows, tokenizer)), tokenizer.pad_token_id
-    made = {
+    methods = {
         "trl": lambda: _trl(model, rows, tokenizer, settings),
         "trl_known": lambda: _trl(model, rows, tokenizer, settings, known=True),
         "ours": lambda: _ours(model, rows, tokenizer, settings),
         "ours_online": lambda: _ours(model, rows, tokenizer, settings, known=False),
         "padded": lambda: _padded(model, *data),
         "padded_known": lambda: _padded(model, *data, known=True),
-        "float64_walk": lambda: _padded(model, *data, walk=True, most=settings["batch_size"]),
+        "float64_walk": lambda: _float64_walk(model, *data, settings["batch_size"]),
         "unshared": lambda: _unshared(model, *data),
         "floor": lambda: _floor(model, *data),
         "head_whole": lambda: _head(model, settings, None),
         "head_256": lambda: _head(model, settings, 256),
         "head_64": lambda: _head(model, settings, 64),
-    }[name]()
-    return model, *made
+    }
+    step, prepare = methods[name]()
+    return model, step, prepare
 
 # %% ../nbs/23_bench.ipynb #cell-018
-def _memory_mb(key: str) -> float:
-    "VmRSS: now; VmHWM: the most so far. On CUDA the device's allocations."
+def _resident_mb() -> float:
+    "Resident memory of this process now; on CUDA what it has allocated on the device."
     if torch.cuda.is_available():
-        return (
-            torch.cuda.memory_allocated() if key == "VmRSS" else torch.cuda.max_memory_allocated()
-        ) / 2**20
-    return (
-        next(
-            int(line.split()[1])
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith(key)
-        )
-        / 1024
-    )
+        return torch.cuda.memory_allocated() / 2**20
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def _peak_mb() -> float:
+    """The largest resident memory of this process so far; on CUDA its largest allocation on the
+    device. From Linux itself: psutil has no peak, and `ru_maxrss` begins at that of the process
+    which started this one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line for line in lines if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 1024
 
 
 def _give_back():
-    "What was freed goes back to the system, where the C library is glibc: nine processes would not fit else."
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    """What was freed goes back to the system, where the C library can: glibc keeps what lies
+    between blocks that are in use, and nine processes that do so would not fit."""
+    if hasattr(psutil, "heap_trim"):
+        psutil.heap_trim()
 
 
 def _clock() -> float:
@@ -363,9 +382,14 @@ def _clock() -> float:
         torch.cuda.synchronize()
     return time.perf_counter()
 
+# %% ../nbs/23_bench.ipynb #cell-work
+_OWN_AUTOCAST = ("trl", "trl_known", "ours", "ours_online")  # trainers do it themselves
+
 
 def work():
-    "One method, driven by lines on standard input; what it prints goes to standard error."
+    """One method, driven by lines on standard input; what it prints goes to standard error. Of a
+    step (forward, backward) and of the optimizer's update it measures the seconds, and then the
+    largest resident set of the process so far."""
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     settings = json.loads(sys.stdin.readline())
@@ -375,23 +399,18 @@ def work():
         print(json.dumps(what), file=answer, flush=True)
 
     if settings["method"] == "growth":
-        return tell(_grow(settings))
+        tell(_grow(settings))
+        return
     model, step, prepare = _method(settings["method"], settings)
-    tell({"ready_mb": _memory_mb("VmRSS")})
+    tell({"ready_mb": _resident_mb()})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    own = settings["bf16"] and settings["method"] not in (
-        "trl",
-        "trl_known",
-        "ours",
-        "ours_online",
-    )  # trainers do it themselves
+    autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if settings["bf16"] and settings["method"] not in _OWN_AUTOCAST:
+        autocast = torch.autocast(model.device.type, torch.bfloat16)
     for line in sys.stdin:
-        rows, autocast = (
-            json.loads(line),
-            torch.autocast(model.device.type, torch.bfloat16) if own else contextlib.nullcontext(),
-        )
-        if prepare:
-            with autocast:
+        rows = json.loads(line)
+        with autocast:
+            if prepare:
                 prepare(rows)
         start = _clock()
         with autocast:
@@ -399,14 +418,9 @@ def work():
         middle = _clock()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        measured = dict(
-            seconds=middle - start,
-            optimizer=_clock() - middle,
-            loss=loss,
-            slots=slots,
-            scored=scored,
-            peak_mb=_memory_mb("VmHWM"),
-        )
+        end = _clock()
+        measured = dict(seconds=middle - start, optimizer=end - middle, loss=loss, slots=slots)
+        measured |= dict(scored=scored, peak_mb=_peak_mb())
         _give_back()
         tell(measured)
 
@@ -414,66 +428,54 @@ def work():
 class _Worker:
     "A method in a process of its own."
 
-    def __init__(self, method: str, settings: dict, path: str = ""):
-        self.method, self.log = (
-            method,
-            Path(settings["folder"]) / f"{settings['model']}-{method}.log",
-        )
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")])),
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+    def __init__(self, method: str, settings: dict):
+        self.method = method
+        self.log = Path(settings["folder"]) / f"{settings['model']}-{method}.log"
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from slpo.bench import work; work()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log.open("w"),
             text=True,
-            env=env,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         )
+        self.input = cast(IO[str], self.process.stdin)
+        self.output = cast(IO[str], self.process.stdout)
         self.send({**settings, "method": method})
 
     def send(self, what):
         with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(what), file=self.process.stdin, flush=True)
+            print(json.dumps(what), file=self.input, flush=True)
 
     def receive(self):
-        if not (line := self.process.stdout.readline()):
-            raise RuntimeError(
-                f"{self.method} stopped (exit status {self.process.wait()}):\n"
-                + "\n".join(self.log.read_text().splitlines()[-15:])
-            )
-        return json.loads(line)
+        "What it answers. Raises `RuntimeError` with the end of its log where it has stopped."
+        line = self.output.readline()
+        if line:
+            return json.loads(line)
+        status = self.process.wait()
+        end_of_log = "\n".join(self.log.read_text().splitlines()[-15:])
+        raise RuntimeError(f"{self.method} stopped (exit status {status}):\n{end_of_log}")
 
     def ask(self, what):
         self.send(what)
         return self.receive()
 
     def close(self):
-        self.process.stdin.close()
+        self.input.close()
         self.process.wait()
 
 # %% ../nbs/23_bench.ipynb #cell-021
 def _write_data(folder, name: str, rows, max_length: int = 512) -> dict:
     "Tokenizer and rows of at most `max_length` tokens, as files; returns what they look like."
-    tokenizer = train_tokenizer(
-        (r["prompt"] + r[c] for r in rows for c in ("chosen", "rejected")),
-        vocab_size=MODELS[name]["vocab_size"],
-    )
+    texts = (r["prompt"] + r[c] for r in rows for c in ("chosen", "rejected"))
+    tokenizer = train_tokenizer(texts, vocab_size=MODELS[name]["vocab_size"])
     tokenizer.save_pretrained(folder)
     groups = tokenize_preferences(rows, tokenizer)
-    short = [
-        i
-        for i, g in enumerate(groups)
-        if len(g["prompt_ids"]) + max(map(len, g["completion_ids"])) <= max_length
-    ]
+    longest = [len(g["prompt_ids"]) + max(map(len, g["completion_ids"])) for g in groups]
+    short = [i for i, size in enumerate(longest) if size <= max_length]
     (Path(folder) / "train.jsonl").write_text("".join(json.dumps(rows[i]) + "\n" for i in short))
-    prompts, completions = (
-        [len(groups[i]["prompt_ids"]) for i in short],
-        [len(c) for i in short for c in groups[i]["completion_ids"]],
-    )
+    prompts = [len(groups[i]["prompt_ids"]) for i in short]
+    completions = [len(c) for i in short for c in groups[i]["completion_ids"]]
     return dict(
         pairs=len(short),
         tokens=[group_size(groups[i]) for i in short],
@@ -484,6 +486,57 @@ def _write_data(folder, name: str, rows, max_length: int = 512) -> dict:
     )
 
 
+def _draw_pairs(folder, data: dict, rounds: int, batch_size: int, rng: random.Random) -> list:
+    """The places of the pairs that are used, in their order, which the file then holds alone:
+    trainers tokenise all that they are given. Raises `ValueError` where there are too few."""
+    needed = (rounds + 1) * batch_size
+    if data["pairs"] < needed:
+        raise ValueError(
+            f"{data['pairs']} pairs fit 512 tokens, but {rounds} rounds and one to warm up take "
+            f"{needed} of them, {batch_size} in each"
+        )
+    order = rng.sample(range(data["pairs"]), needed)
+    file = Path(folder) / "train.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[i] for i in order))
+    return order
+
+# %% ../nbs/23_bench.ipynb #cell-turns
+def _take_turns(methods: list, settings: dict, rounds: int, rng: random.Random) -> dict:
+    """Every method takes the same batch in every round, in an order drawn anew: method -> a list
+    for each thing that was measured, and `ready_mb`. The first round warms up, and is not
+    counted."""
+    workers, ready = {}, {}
+    measured: dict = {method: [] for method in methods}
+    size = settings["batch_size"]
+    total = (rounds + 2) * len(methods)
+    with tqdm(total=total, desc=settings["model"]) as bar, contextlib.ExitStack() as stack:
+        for method in methods:
+            workers[method] = _Worker(method, settings)
+            stack.callback(workers[method].close)
+        for method in methods:
+            ready[method] = workers[method].receive()
+        bar.update(len(methods))
+        for i in range(rounds + 1):
+            batch = list(range(i * size, (i + 1) * size))
+            for method in rng.sample(methods, len(methods)):
+                measured[method].append(workers[method].ask(batch))
+                bar.update()
+    out = {}
+    for method, steps in measured.items():
+        out[method] = {key: [step[key] for step in steps[1:]] for key in steps[0]} | ready[method]
+    return out
+
+
+def _check_losses(measured: dict):
+    "Raise `RuntimeError` where a method that computes DPO has another loss than ours."
+    ours = measured["ours"]["loss"]
+    for method in set(measured) - {"ours", "float64_walk", "floor"}:
+        theirs = measured[method]["loss"]
+        if max(abs(a - b) for a, b in zip(theirs, ours)) > 1e-3:
+            raise RuntimeError(f"{method} computes another loss than slpo: {theirs}, {ours}")
+
+# %% ../nbs/23_bench.ipynb #cell-turns-b
 def compare(
     name: str,  # of a model in `MODELS`
     methods: list,  # of `PEERS` or `HEADS`
@@ -493,69 +546,47 @@ def compare(
     threads: int = 2,
     bf16: bool = False,
     head_tokens: int = 3000,
-    trl: str = "",  # folder that holds TRL
 ) -> dict:  # data, and for each method lists of seconds, losses, …
-    "Take the same steps with every method, one after the other; raises `RuntimeError` where one stops or computes another loss."
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    """Take the same steps with every method, one after the other; raises `RuntimeError` where one
+    stops or computes another loss."""
+    rng = random.Random(0)
+    settings = dict(
+        model=name, batch_size=batch_size, threads=threads, bf16=bf16, head_tokens=head_tokens
+    )
+    with tempfile.TemporaryDirectory() as folder:
         data = _write_data(folder, name, rows)
-        settings = dict(
-            model=name,
-            folder=folder,
-            batch_size=batch_size,
-            threads=threads,
-            bf16=bf16,
-            head_tokens=head_tokens,
-        )
-        rng, needed, tokens = random.Random(0), (rounds + 1) * batch_size, data.pop("tokens")
-        if data["pairs"] < needed:
-            raise ValueError(
-                f"{data['pairs']} pairs fit 512 tokens, but {rounds} rounds and one to warm up take {needed} of them, {batch_size} in each"
-            )
-        order = rng.sample(range(data["pairs"]), needed)
-        lines = (Path(folder) / "train.jsonl").read_text().splitlines(keepends=True)
-        (Path(folder) / "train.jsonl").write_text(
-            "".join(lines[i] for i in order)
-        )  # the trainers tokenise all that they are given
-        workers, measured = {}, {m: [] for m in methods}
-        with tqdm(total=(rounds + 2) * len(methods), desc=name) as bar:
-            for method in methods:
-                workers[method] = _Worker(method, settings, trl if method.startswith("trl") else "")
-                stack.callback(workers[method].close)
-            ready = {method: worker.receive() for method, worker in workers.items()}
-            bar.update(len(methods))
-            for i in range(rounds + 1):  # the first step warms up, and is not counted
-                for method in rng.sample(methods, len(methods)):
-                    measured[method].append(
-                        workers[method].ask(list(range(i * batch_size, (i + 1) * batch_size)))
-                    )
-                    bar.update()
-        out = {
-            m: {k: [s[k] for s in steps[1:]] for k in steps[0]} | ready[m]
-            for m, steps in measured.items()
-        }
-        if "ours" in methods and not bf16:
-            for m in set(methods) - {"ours", "float64_walk", "floor"}:
-                worst = max(abs(a - b) for a, b in zip(out[m]["loss"], out["ours"]["loss"]))
-                if worst > 1e-3:
-                    raise RuntimeError(
-                        f"{m} computes another loss than slpo: {out[m]['loss']}, {out['ours']['loss']}"
-                    )
-        data["batch_tokens"] = [
-            sum(tokens[i] for i in order[at : at + batch_size])
-            for at in range(batch_size, needed, batch_size)
-        ]
-        return dict(
-            data=data, settings={k: v for k, v in settings.items() if k != "folder"}, methods=out
-        )
+        tokens = data.pop("tokens")
+        order = _draw_pairs(folder, data, rounds, batch_size, rng)
+        measured = _take_turns(methods, {**settings, "folder": folder}, rounds, rng)
+    if "ours" in methods and not bf16:
+        _check_losses(measured)
+    batches = [order[at : at + batch_size] for at in range(batch_size, len(order), batch_size)]
+    data["batch_tokens"] = [sum(tokens[i] for i in batch) for batch in batches]
+    return dict(data=data, settings=settings, methods=measured)
 
 # %% ../nbs/23_bench.ipynb #cell-023
+class _Stopwatch:
+    "Seconds since the mark before, by name."
+
+    def __init__(self):
+        self.seconds = {}
+        self.before = time.perf_counter()
+
+    def mark(self, name: str):
+        now = time.perf_counter()
+        self.seconds[name] = now - self.before
+        self.before = time.perf_counter()
+
+
 def _grow(settings: dict) -> dict:
     "Seconds of each stage, and peak memory, for one data set."
-    tokenizer, model = AutoTokenizer.from_pretrained(settings["folder"]), _new_model("tiny")
+    folder, pairs = settings["folder"], settings["pairs"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = _new_model("tiny")
     args = SLPOConfig(
-        output_dir=settings["folder"] + f"/{settings['pairs']}",
+        output_dir=f"{folder}/{pairs}",
         loss_type="dpo",
-        ref_cache_dir=settings["folder"],
+        ref_cache_dir=folder,
         per_device_train_batch_size=8,
         per_device_eval_batch_size=32,
         max_steps=100,
@@ -563,237 +594,213 @@ def _grow(settings: dict) -> dict:
         use_cpu=True,
         save_strategy="no",
         disable_tqdm=True,
-        max_length=None,
+        max_length=0,
     )
-    marks, started = {}, time.perf_counter()
-
-    def mark(name):
-        nonlocal started
-        marks[name], started = time.perf_counter() - started, time.perf_counter()
-
-    rows = load_preferences(settings["folder"] + f"/train-{settings['pairs']}.jsonl")
-    mark("loading")
+    watch = _Stopwatch()
+    rows = load_preferences(f"{folder}/train-{pairs}.jsonl")
+    watch.mark("loading")
     groups = tokenize_preferences(rows, tokenizer)
-    mark("tokenising")
+    watch.mark("tokenising")
     trainer = SLPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer)
-    mark("reference")
+    watch.mark("reference")
     SLPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer)
-    mark("reference from its file")
+    watch.mark("reference from its file")
     trainer.train()
-    mark("100 steps")
-    return dict(pairs=settings["pairs"], seconds=marks, peak_mb=_memory_mb("VmHWM"))
+    watch.mark("100 steps")
+    return dict(pairs=pairs, seconds=watch.seconds, peak_mb=_peak_mb())
 
-
+# %% ../nbs/23_bench.ipynb #cell-023-b
 def growth(rows, sizes=(1000, 50000), threads: int = 2) -> list:  # one dict for each size
-    "The whole way from a file to training for data sets of growing size, each in a process of its own."
+    """The whole way from a file to training for data sets of growing size, each in a process of its
+    own."""
+    out = []
     with tempfile.TemporaryDirectory() as folder:
         _write_data(folder, "tiny", rows)
-        lines, out = (Path(folder) / "train.jsonl").read_text().splitlines(keepends=True), []
+        lines = (Path(folder) / "train.jsonl").read_text().splitlines(keepends=True)
         for n in tqdm(sizes, desc="growth"):
-            (Path(folder) / f"train-{n}.jsonl").write_text(
-                "".join(lines[i % len(lines)] for i in range(n))
-            )
+            text = "".join(lines[i % len(lines)] for i in range(n))
+            (Path(folder) / f"train-{n}.jsonl").write_text(text)
             worker = _Worker("growth", dict(model=f"{n}", folder=folder, pairs=n, threads=threads))
             out.append(worker.receive())
             worker.close()
-        return out
+    return out
 
 # %% ../nbs/23_bench.ipynb #cell-025
-TRL = "1.16.0"
+TRL = "1.16.0"  # of the extra
 
 
-def install_trl(
-    folder=None,  # where; default: HF_HOME/slpo/trl-VERSION
-) -> str:  # the folder to put on the path
-    "TRL by pip, once. Raises `RuntimeError` with pip's last line where that fails."
-    from huggingface_hub.constants import HF_HOME
+def install_trl() -> str:
+    "TRL's version. Raises `ImportError` with the command that installs it where it is missing."
+    try:
+        return version("trl")
+    except PackageNotFoundError:
+        raise ImportError(
+            "TRL is not installed: pip install 'slpo[bench]'\n"
+            "Or name the methods to compare with --methods, without trl and trl_known."
+        ) from None
 
-    folder = Path(folder or Path(HF_HOME) / "slpo" / f"trl-{TRL}")
-    if not (folder / "trl").exists():
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--target",
-                str(folder),
-                f"trl=={TRL}",
-            ],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(
-                f"TRL {TRL} could not be installed: {(done.stderr.strip().splitlines() or ['no pip'])[-1]}\nName the methods to compare with --methods, without trl and trl_known."
-            )
-    return str(folder)
+
+def _cpu() -> str:
+    "The processor's name."
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _machine() -> dict:
+    "On what, and with what, the numbers were measured."
+    try:
+        trl = version("trl")
+    except PackageNotFoundError:
+        trl = None
+    return {
+        "cpu": _cpu(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "trl": trl,
+    }
+
+# %% ../nbs/23_bench.ipynb #cell-026
+def _step_seconds(measured: dict, whole: bool = True) -> list:
+    "Seconds of every timed step; `whole`: with the optimizer's update."
+    if not whole:
+        return measured["seconds"]
+    return [a + b for a, b in zip(measured["seconds"], measured["optimizer"])]
 
 
 def ratios(
     methods: dict, of: str, to: str = "ours", whole: bool = True
 ) -> tuple:  # (median, lowest, highest) over rounds
-    "How many times longer `of` took than `to`, round by round; `whole`: the optimizer's step included."
-
-    def times(m):
-        return [a + whole * b for a, b in zip(methods[m]["seconds"], methods[m]["optimizer"])]
-
-    each = [a / b for a, b in zip(times(of), times(to))]
+    """How many times longer `of` took than `to`, round by round; `whole`: the optimizer's step
+    included."""
+    times = zip(_step_seconds(methods[of], whole), _step_seconds(methods[to], whole))
+    each = [a / b for a, b in times]
     return median(each), min(each), max(each)
 
-# %% ../nbs/23_bench.ipynb #cell-026
+
 def bench_table(
     result: dict,  # of `compare`
 ) -> str:  # Markdown
     "What was measured, a line for each method."
-    methods, size, tokens = (
-        result["methods"],
-        result["settings"]["batch_size"],
-        result["data"]["batch_tokens"],
-    )
+    methods = result["methods"]
+    size = result["settings"]["batch_size"]
+    tokens = result["data"]["batch_tokens"]
     lines = [
-        "| method | pairs/s | tokens/s | slpo is faster by | peak memory, MB | slots | head positions |",
+        "| method | pairs/s | tokens/s | slpo is faster by | peak memory, MB | slots "
+        "| head positions |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, m in methods.items():
-        times = [a + b for a, b in zip(m["seconds"], m["optimizer"])]
-        speed = f"{size / median(times):.2f} | {median(n / t for n, t in zip(tokens, times)):,.0f}"
-        faster = "%.2f (%.2f to %.2f)" % ratios(methods, name) if "ours" in methods else ""
-        lines.append(
-            f"| {PEERS.get(name) or HEADS[name]} | {speed} | {faster} | {max(m['peak_mb']):,.0f} | {sum(m['slots']):,} | {sum(m['scored']):,} |"
-        )
+        times = _step_seconds(m)
+        cells = [
+            PEERS.get(name) or HEADS[name],
+            f"{size / median(times):.2f}",
+            f"{median(n / t for n, t in zip(tokens, times)):,.0f}",
+            "{:.2f} ({:.2f} to {:.2f})".format(*ratios(methods, name)) if "ours" in methods else "",
+            f"{max(m['peak_mb']):,.0f}",
+            f"{sum(m['slots']):,}",
+            f"{sum(m['scored']):,}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
-
+# %% ../nbs/23_bench.ipynb #cell-figure
 def bench_figure(results: dict):  # name of a model -> what `compare` returned
     "Time and peak memory of every method over slpo's, for each model."
     use_style()
-    fig, axes = plt.subplots(1, 2, figsize=(6.5, 2.9), sharey=True)
-    names = [n for n in PEERS if any(n in r["methods"] for r in results.values())][::-1]
+    fig, (time_axis, memory_axis) = plt.subplots(1, 2, figsize=(6.5, 2.9), sharey=True)
+    measured = {name for result in results.values() for name in result["methods"]}
+    names = [name for name in PEERS if name in measured][::-1]
+    hatches = ("", "////", "////////")  # for readers in grey
     for i, (model, result) in enumerate(results.items()):
         methods = result["methods"]
+        look = dict(color=PALETTE[i], hatch=hatches[i], edgecolor="w")
         for y, name in enumerate(names):
             if name not in methods:
                 continue
+            place = y + 0.18 - 0.36 * i
             mid, low, high = ratios(methods, name)
-            look = dict(
-                color=PALETTE[i], hatch="////" * i, edgecolor="w"
-            )  # hatched, for readers in grey
-            axes[0].barh(
-                y + 0.18 - 0.36 * i,
-                mid,
-                0.34,
-                **look,
-                label=model if y == 0 else None,
-                xerr=[[mid - low], [high - mid]],
-                error_kw=dict(lw=0.8),
-            )
-            axes[1].barh(y + 0.18 - 0.36 * i, max(methods[name]["peak_mb"]) / 1024, 0.34, **look)
-    axes[0].set(
+            span = dict(xerr=[[mid - low], [high - mid]], error_kw=dict(lw=0.8))
+            label = model if y == 0 else None
+            time_axis.barh(place, mid, 0.34, **look, label=label, **span)
+            memory_axis.barh(place, max(methods[name]["peak_mb"]) / 1024, 0.34, **look)
+    time_axis.set(
         yticks=range(len(names)),
-        yticklabels=[PEERS[n] for n in names],
+        yticklabels=[PEERS[name] for name in names],
         xscale="log",
         xlabel="time of a step, slpo = 1",
     )
-    axes[0].axvline(1, color="k", lw=0.6)
-    axes[1].set(xlabel="peak memory, GB")
-    axes[0].legend(loc="lower right", title="heavy in")
+    time_axis.axvline(1, color="k", lw=0.6)
+    memory_axis.set(xlabel="peak memory, GB")
+    time_axis.legend(loc="lower right", title="heavy in")
     return fig
 
-# %% ../nbs/23_bench.ipynb #cell-027
-def _machine() -> dict:
-    cpu = (
-        next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            platform.processor(),
-        )
-        if Path("/proc/cpuinfo").exists()
-        else platform.processor()
-    )
-    return {
-        "cpu": cpu,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        **{p: version(p) for p in ("torch", "transformers")},
-        "trl": TRL,
-    }
-
 # %% ../nbs/23_bench.ipynb #cell-028
-def bench_main(
-    argv: list = None,  # flags; default: those of the command line
-) -> int:  # exit status: 0, or 2 where something is wrong with the input
-    "The command `slpo_bench`."
+def _bench_parser() -> argparse.ArgumentParser:
+    "The flags of `slpo_bench`."
     parser = argparse.ArgumentParser(
         "slpo_bench",
-        description="Preference steps of several methods beside each other: the same pairs, in turn, each in its own process.",
+        description="Preference steps of several methods beside each other: the same pairs, in "
+        "turn, each in its own process.",
         allow_abbrev=False,
     )
 
     def flag(name, default, help, **kwargs):
         parser.add_argument(name, default=default, help=f"{help} (default: {default})", **kwargs)
 
-    flag(
-        "--dataset_name",
-        os.environ.get("SLPO_HH_DIR") or "Anthropic/hh-rlhf",
-        "pairs: a file, a folder or a hub id",
-    )
+    data = os.environ.get("SLPO_HH_DIR") or "Anthropic/hh-rlhf"
+    models = dict(nargs="+", choices=list(MODELS))
+    peers = dict(nargs="+", choices=list(PEERS))
+    flag("--dataset_name", data, "pairs: a file, a folder or a hub id")
     flag("--dataset_split", "test", "split of it")
-    flag(
-        "--models",
-        ["body", "vocabulary"],
-        "what the model is heavy in",
-        nargs="+",
-        choices=list(MODELS),
-    )
-    flag("--methods", list(PEERS), "methods to compare", nargs="+", choices=list(PEERS))
+    flag("--models", ["body", "vocabulary"], "what the model is heavy in", **models)
+    flag("--methods", list(PEERS), "methods to compare", **peers)
     flag("--batch_size", 8, "pairs in a batch", type=int)
     flag("--rounds", 5, "timed steps of each method", type=int)
     flag("--threads", torch.get_num_threads(), "CPU threads", type=int)
     flag("--growth", [1000, 50000], "data set sizes, pairs; 0: leave this out", nargs="+", type=int)
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16, for all")
     flag("--output", "bench.json", "file for the results")
-    args = parser.parse_args(argv)
+    return parser
+
+# %% ../nbs/23_bench.ipynb #cell-028-b
+def _bench(args: argparse.Namespace):
+    "Measure what the flags ask for; print it, and write it to a file."
+    rows = load_preferences(args.dataset_name, args.dataset_split, on_bad_rows="drop")
+    if any(method.startswith("trl") for method in args.methods):
+        install_trl()
+    common = {name: getattr(args, name) for name in ("batch_size", "rounds", "threads", "bf16")}
+    results: dict = {"machine": _machine(), "models": {}}
+
+    def save():
+        Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
+
+    for name in args.models:
+        results["models"][name] = compare(name, args.methods, rows, **common)
+        save()
+        print(f"\n{name}: {MODELS[name]}\n")
+        print(f"{bench_table(results['models'][name])}\n", flush=True)
+    results["head"] = compare("vocabulary", list(HEADS), rows, **common)
+    save()
+    results["growth"] = growth(rows, args.growth, args.threads) if args.growth != [0] else []
+    for g in results["growth"]:
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in g["seconds"].items())
+        print(f"{g['pairs']} pairs: {seconds}, peak memory {g['peak_mb']:.0f} MB")
+    save()
+
+
+def bench_main(
+    argv: list | None = None,  # flags; default: those of the command line
+) -> int:  # exit status: 0, or 2 where something is wrong with the input
+    "The command `slpo_bench`."
+    args = _bench_parser().parse_args(argv)
     logging.basicConfig(format="%(message)s")
     try:
-        rows = load_preferences(args.dataset_name, args.dataset_split, on_bad_rows="drop")
-        trl = install_trl() if any(m.startswith("trl") for m in args.methods) else ""
-        common = dict(
-            rows=rows,
-            batch_size=args.batch_size,
-            rounds=args.rounds,
-            threads=args.threads,
-            bf16=args.bf16,
-        )
-        results = {"machine": _machine(), "models": {}}
-
-        def save():
-            Path(args.output).write_text(
-                json.dumps(results, indent=1) + "\n"
-            )  # after each part, so that none is lost
-
-        for name in args.models:
-            results["models"][name] = compare(name, args.methods, **common, trl=trl)
-            save()
-            print(
-                f"\n{name}: {MODELS[name]}\n\n{bench_table(results['models'][name])}\n", flush=True
-            )
-        results["head"] = compare("vocabulary", list(HEADS), **common)
-        save()
-        results["growth"] = growth(rows, args.growth, args.threads) if args.growth != [0] else []
-        for g in results["growth"]:
-            print(
-                f"{g['pairs']} pairs: "
-                + ", ".join(f"{k} {v:.1f} s" for k, v in g["seconds"].items())
-                + f", peak memory {g['peak_mb']:.0f} MB"
-            )
-        save()
+        _bench(args)
         return 0
-    except (ValueError, OSError, RuntimeError) as e:
+    except (ValueError, OSError, RuntimeError, ImportError) as e:
         print(f"slpo_bench: {e}", file=sys.stderr)
         return 2

@@ -21,28 +21,48 @@ def _preference_cross_entropy(
     return -(target * scores.log_softmax(-1)).sum(-1)
 
 
+def _ranked_below(ranks: Tensor) -> Tensor:
+    "(B,K,K) bool from (B,K) ranks: [b,j,k] is whether k is ranked below j."
+    return ranks[:, None, :] > ranks[:, :, None]
+
+
+def _plackett_luce(
+    scores: Tensor,  # (B,K) β·(log p - log r)
+    ranks: Tensor,  # (B,K) integers, lower is better
+    epsilon: float,  # label smoothing, in equal shares on the completions below
+) -> Tensor:  # (B,) cross-entropies, averaged within a rank and summed over ranks
+    "Each completion against those ranked below it."
+    below = _ranked_below(ranks)  # (B,K,K)
+    itself = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
+    compared = itself | below
+    choices = scores[:, None, :].masked_fill(~compared, -float("inf"))
+    number_below = below.sum(-1, keepdim=True).to(scores)
+    target = torch.where(itself, 1 - epsilon, epsilon / number_below.clamp(min=1))
+    cross_entropy = -(target * choices.log_softmax(-1)).masked_fill(~compared, 0).sum(-1)  # (B,K)
+    tied = (ranks[:, None, :] == ranks[:, :, None]).sum(-1)  # (B,K), itself included
+    return (cross_entropy / tied).sum(-1)
+
+# %% ../nbs/02_dpo.ipynb #ranks-and-pairs
 def _check_beta(beta: float):
+    "Raise `ValueError` unless `beta` is a positive number."
     if not 0 < beta < float("inf"):
         raise ValueError(f"argument 'beta': {beta} is not a positive number")
 
 
 def _ranks(
-    ranks: Tensor,  # (B,K) integers, lower is better, ties allowed; None: column 0 first, the rest tied
+    ranks: Tensor | None,  # (B,K) integers, lower is better, ties allowed
     like: Tensor,  # (B,K)
-) -> Tensor:  # (B,K) integers, beside `like`
-    "Ranks of every completion. Raises `ValueError` for ranks of another shape, or that are no integers."
+) -> Tensor:  # (B,K) integers, on `like`'s device
+    """Ranks of every completion; by default column 0 comes first and the rest are tied.
+    Raises `ValueError` for ranks of another shape, or that are no integers."""
     if ranks is None:
         return (torch.arange(like.shape[1], device=like.device) > 0).long().expand(like.shape)
     if ranks.shape != like.shape or ranks.dtype.is_floating_point or ranks.dtype == torch.bool:
         raise ValueError(
-            f"argument 'ranks': expected integers of shape {tuple(like.shape)}, got {ranks.dtype} {tuple(ranks.shape)}"
+            f"argument 'ranks': expected integers of shape {tuple(like.shape)}, "
+            f"got {ranks.dtype} {tuple(ranks.shape)}"
         )
     return ranks.to(like.device)
-
-
-def _ranked_below(ranks: Tensor) -> Tensor:
-    "(B,K,K) bool from (B,K) ranks: [b,j,k] is whether k is ranked below j."
-    return ranks[:, None, :] > ranks[:, :, None]
 
 
 def _mean_over_pairs(
@@ -59,45 +79,38 @@ def dpo_loss(
     ref_logps: Tensor,  # (B,K) log π_ref(y_k|x), nats
     *,
     beta: float = 0.1,  # sharpness; larger keeps the policy closer to the reference
-    label_smoothing: float = 0.0,  # ε, the share of labels taken to be wrong (conservative DPO), in [0, 0.5]
-    ranks: Tensor = None,  # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
+    label_smoothing: float = 0.0,  # ε, the share of labels taken to be wrong, in [0, 0.5]
+    ranks: Tensor | None = None,  # (B,K) integers, lower is better; None: column 0 first, rest tied
     reduction: str = "mean",  # "mean" | "sum" | "none"
 ) -> Tensor:  # () or (B,)
-    """DPO as cross-entropies: each completion against those ranked below it, averaged within a rank, summed over ranks.
-    `label_smoothing` puts 1-ε on the better completion and ε in equal shares on those below it.
-    Raises `ValueError` for shapes that disagree and for values that are no log-probabilities (with their index).
-    Source: Rafailov et al. 2023, Eq. 7, and Appendix A.3 (Plackett–Luce) for rankings of K > 2; with ε, Mitchell 2023 (conservative DPO); ties are ours."""
+    """DPO as cross-entropies: each completion against those ranked below it, averaged within a
+    rank, summed over ranks. `label_smoothing` (conservative DPO) puts 1-ε on the better completion
+    and ε in equal shares on those below it. Raises `ValueError` for shapes that disagree and for
+    values that are no log-probabilities (with their index).
+    Source: Rafailov et al. 2023, Eq. 7, and Appendix A.3 (Plackett–Luce) for rankings of K > 2;
+    with ε, Mitchell 2023 (conservative DPO); ties are ours."""
     _check_logps("logps", logps)
     _check_logps("ref_logps", ref_logps, logps)
     if not 0 <= label_smoothing <= 0.5:
         raise ValueError(f"argument 'label_smoothing': {label_smoothing} is outside [0, 0.5]")
     _check_beta(beta)
     ranks = _ranks(ranks, logps)
-    below = _ranked_below(ranks)  # (B,K,K)
-    itself = torch.eye(logps.shape[1], dtype=torch.bool, device=logps.device)
     scores = beta * (_wide(logps) - _wide(ref_logps))
-    compared = itself | below  # each completion and those below it
-    choices = scores[:, None, :].masked_fill(~compared, -float("inf"))
-    number_below = below.sum(-1, keepdim=True).to(scores)
-    target = torch.where(itself, 1 - label_smoothing, label_smoothing / number_below.clamp(min=1))
-    terms = (
-        -(target * choices.log_softmax(-1)).masked_fill(~compared, 0).sum(-1)
-    )  # (B,K); 0 for the last rank
-    tied = (ranks[:, None, :] == ranks[:, :, None]).sum(-1)  # (B,K), itself included
-    loss = (terms / tied).sum(-1)
-    return _reduce(loss, reduction, logps.dtype)
+    return _reduce(_plackett_luce(scores, ranks, label_smoothing), reduction, logps.dtype)
 
 # %% ../nbs/02_dpo.ipynb #cell-035
 def preference_accuracy(
     logps: Tensor,  # (B,K) log π_θ(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
     ref_logps: Tensor,  # (B,K) log π_ref(y_k|x), nats
-    ranks: Tensor = None,  # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
+    ranks: Tensor | None = None,  # (B,K) integers, lower is better; None: column 0 first, rest tied
 ) -> Tensor:  # (B,) in [0,1]; NaN where all are tied
-    """Share of the pairs that `ranks` orders in which the better completion has gained more on the reference.
-    A difference within the rounding of float32 sums counts ½. Raises `ValueError` for shapes that disagree."""
+    """Share of the pairs that `ranks` orders in which the better completion has gained more on the
+    reference. A difference within the rounding of float32 sums counts ½.
+    Raises `ValueError` for shapes that disagree."""
     if ref_logps.shape != logps.shape:
         raise ValueError(
-            f"argument 'ref_logps': shape {tuple(ref_logps.shape)} differs from logps {tuple(logps.shape)}"
+            f"argument 'ref_logps': shape {tuple(ref_logps.shape)} differs "
+            f"from logps {tuple(logps.shape)}"
         )
     ranks = _ranks(ranks, logps)
     size = _wide(logps).abs()

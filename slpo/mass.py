@@ -14,29 +14,31 @@ from .logps import _check_logps, _wide
 # %% ../nbs/03_mass.ipynb #cell-013
 def transport(
     alpha,  # share of mass that moves, in [0,1]: a float or (B,)
-    ranks: Tensor = None,  # (B,K) integers, lower is better; default: column 0 first, the rest tied
-    shape: tuple = None,  # (B,K), needed where `ranks` is not given
+    ranks: Tensor | None = None,  # (B,K) integers, lower is better; None: column 0 first, rest tied
+    shape: tuple | None = None,  # (B,K), needed where `ranks` is not given
 ) -> Tensor:  # (B,K,K) row-stochastic, float64: `M[b,j,k]` is the share of j's mass that moves to k
-    """The transport matrix of a preference: every completion gives `alpha` of its mass, in equal shares, to those
-    ranked above it. Raises `ValueError` for alpha outside [0,1]. Source: Ho 2025 for K = 2; K > 2 is ours."""
+    """The transport matrix of a preference: every completion gives `alpha` of its mass, in equal
+    shares, to those ranked above it. Raises `ValueError` for alpha outside [0,1].
+    Source: Ho 2025 for K = 2; K > 2 is ours."""
     ranks = _default_ranks(shape) if ranks is None else ranks
     B, K = ranks.shape
     better = (ranks[:, None, :] < ranks[:, :, None]).double()  # [b,j,k]: k is ranked above j
     alpha = _check_alpha(alpha, B).to(ranks.device)[:, None, None]
     count = better.sum(-1, keepdim=True)
-    stays = torch.where(count > 0, 1 - alpha, 1.0) * torch.eye(
-        K, dtype=torch.float64, device=ranks.device
-    )
+    itself = torch.eye(K, dtype=torch.float64, device=ranks.device)
+    stays = torch.where(count > 0, 1 - alpha, 1.0) * itself
     return stays + alpha * better / count.clamp(min=1)
 
-
-def _default_ranks(shape):
+# %% ../nbs/03_mass.ipynb #alpha-and-ranks
+def _default_ranks(shape) -> Tensor:
+    "(B,K) ranks in which column 0 comes first and the rest are tied."
     ranks = torch.ones(shape, dtype=torch.long)
     ranks[:, 0] = 0
     return ranks
 
 
 def _check_alpha(alpha, B: int) -> Tensor:
+    "(B,) float64, without a gradient. Raises `ValueError` for another shape or outside [0,1]."
     alpha = torch.as_tensor(alpha, dtype=torch.float64).detach()
     if alpha.dim() > 1 or alpha.numel() not in (1, B):
         raise ValueError(
@@ -45,19 +47,19 @@ def _check_alpha(alpha, B: int) -> Tensor:
     alpha = alpha.reshape(-1).expand(B)
     bad = ~((alpha >= 0) & (alpha <= 1))
     if bad.any():
-        raise ValueError(
-            f"argument 'alpha': {alpha[bad][0].item()} at index [{bad.nonzero()[0, 0].item()}] is outside [0, 1]"
-        )
+        i = bad.nonzero()[0, 0].item()
+        raise ValueError(f"argument 'alpha': {alpha[i].item()} at index [{i}] is outside [0, 1]")
     return alpha
 
 # %% ../nbs/03_mass.ipynb #cell-021
-def _log_targets(ref_logps: Tensor, alpha, target: str, ranks: Tensor) -> Tensor:
+def _log_targets(ref_logps: Tensor, alpha, target: str, ranks: Tensor | None) -> Tensor:
     "(B,K) log q, float64; above 0 where the moved mass would exceed 1."
     if target not in ("mass", "ratio"):
         raise ValueError(f"argument 'target': {target!r} is not 'mass' or 'ratio'")
     if ranks is not None and (ranks.shape != ref_logps.shape or ranks.dtype.is_floating_point):
         raise ValueError(
-            f"argument 'ranks': expected integers of shape {tuple(ref_logps.shape)}, got {ranks.dtype} {tuple(ranks.shape)}"
+            f"argument 'ranks': expected integers of shape {tuple(ref_logps.shape)}, "
+            f"got {ranks.dtype} {tuple(ranks.shape)}"
         )
     log_r = _wide(ref_logps.detach())
     M = transport(alpha, ranks, tuple(ref_logps.shape)).to(log_r)
@@ -67,14 +69,15 @@ def _log_targets(ref_logps: Tensor, alpha, target: str, ranks: Tensor) -> Tensor
 
 
 def mass_targets(
-    ref_logps: Tensor,  # (B,K) log π_ref(y_k|x), nats; column 0 preferred unless `ranks` says otherwise
+    ref_logps: Tensor,  # (B,K) log π_ref(y_k|x), nats; column 0 preferred unless `ranks` given
     *,
     alpha,  # share of mass that moves, in [0,1]: a float, or (B,) for a confidence in each label
     target: str = "mass",  # "mass" (the paper's) | "ratio" (length-neutral)
-    ranks: Tensor = None,  # (B,K) integers, lower is better, ties allowed; default: column 0 first, the rest tied
+    ranks: Tensor | None = None,  # (B,K) integers, lower is better; None: column 0 first, rest tied
 ) -> Tensor:  # (B,K) log q_k, nats, <= 0; -inf where all of a completion's mass was moved away
-    """Log-targets after moving reference mass from worse to better completions; a target above 1 is cut to 1.
-    Raises `ValueError` for alpha outside [0,1], shapes that disagree, and values that are no log-probabilities.
+    """Log-targets after moving reference mass from worse to better completions; a target above 1
+    is cut to 1. Raises `ValueError` for alpha outside [0,1], shapes that disagree, and values that
+    are no log-probabilities.
     Source: Ho 2025 (soft form; alpha = 1 is its first equation) for `mass` and K = 2."""
     _check_logps("ref_logps", ref_logps)
     log_q = _log_targets(ref_logps, alpha, target, ranks).clamp(max=0)

@@ -87,8 +87,8 @@ def savefig(
     width, height = fig.get_size_inches()
     if width > TEXT_WIDTH:
         raise ValueError(
-            f"figure {name!r} is {width:g} inches wide; the text of the paper is {TEXT_WIDTH} wide, "
-            "and figures are printed at their own size"
+            f"figure {name!r} is {width:g} inches wide; the text of the paper is {TEXT_WIDTH} "
+            "wide, and figures are printed at their own size"
         )
     fig.draw_without_rendering()
     box = fig.get_tightbbox()
@@ -119,9 +119,10 @@ def savenumbers(
             raise ValueError(f"name {name!r}: LaTeX takes letters only")
     path = Path(folder) / f"{notebook}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    texts = {name: str(value) for name, value in numbers.items()}
-    kept = json.dumps({"numbers": texts, "tables": tables}, ensure_ascii=False, indent=1)
-    path.write_text(kept + "\n", encoding="utf-8")
+    printed = {name: str(value) for name, value in numbers.items()}
+    content = {"numbers": printed, "tables": tables}
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
     return path
 
 # %% ../nbs/90_plot.ipynb #cell-013

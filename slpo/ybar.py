@@ -12,26 +12,32 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/04_ybar.ipynb #cell-008
-def _steps(logits: Tensor, labels: Tensor, dtype=torch.float64) -> tuple:
-    "Two (B,T-1) tensors: log-probability of y_t, and of any other token, at each step; 0 and -inf, which add nothing, where nothing is scored."
-    scored, token = labels != -100, labels.clamp(min=0)[..., None]
+def _steps(
+    logits: Tensor,  # (B,T-1,V)
+    labels: Tensor,  # (B,T-1), the tokens that these logits predict; -100 = not scored
+    dtype=torch.float64,
+) -> tuple[Tensor, Tensor]:  # log-probability of y_t, and of any other token: two (B,T-1)
+    "The walk's steps. Where nothing is scored they are 0 and -inf, which add nothing."
+    scored = labels != -100
+    token = labels.clamp(min=0)[..., None]
     g = logits.to(dtype).log_softmax(-1)
-    g_y = g.gather(-1, token).squeeze(-1).masked_fill(~scored, 0.0)
-    return g_y, g.scatter(-1, token, -math.inf).logsumexp(-1).masked_fill(~scored, -math.inf)
+    g_y = g.gather(-1, token).squeeze(-1)
+    g_other = g.scatter(-1, token, -math.inf).logsumexp(-1)
+    return g_y.masked_fill(~scored, 0.0), g_other.masked_fill(~scored, -math.inf)
 
 
 def ybar_logp_tree(
     logits: Tensor,  # (B,T,V) next-token logits
     labels: Tensor,  # (B,T) token ids; -100 = not scored
-) -> tuple:  # (log p(y), log p(ȳ)): two (B,) float64 tensors, nats
-    """The paper's tree walk: at every scored step, the mass that leaves `y` there. O(T·V), float64 inside; the oracle for `ybar_logp`.
+) -> tuple[Tensor, Tensor]:  # (log p(y), log p(ȳ)): two (B,) float64 tensors, nats
+    """The paper's tree walk: at every scored step, the mass that leaves `y` there. O(T·V), float64
+    inside; the oracle for `ybar_logp`.
     Source: Ho 2025, with its sum over steps corrected to a log-sum-exp."""
     B, T, V = logits.shape
     chunk = max(1, 2**24 // (B * V))  # steps at a time
-    parts = [
-        _steps(l, y) for l, y in zip(logits[:, :-1].split(chunk, 1), labels[:, 1:].split(chunk, 1))
-    ]
-    g_y, leaves = (torch.cat(p, 1) for p in zip(*parts))
+    pieces = zip(logits[:, :-1].split(chunk, 1), labels[:, 1:].split(chunk, 1))
+    steps = [_steps(piece, tokens) for piece, tokens in pieces]
+    g_y, leaves = (torch.cat(parts, 1) for parts in zip(*steps))
     before = g_y.cumsum(-1) - g_y  # log-probability of agreeing so far
     return g_y.sum(-1), (before + leaves).logsumexp(-1)
 
@@ -39,8 +45,8 @@ def ybar_logp_tree(
 def log1mexp(
     a: Tensor,  # log-probabilities, <= 0, any shape
 ) -> Tensor:  # log(1 - exp(a)), same shape and dtype
-    """`log(1 - exp(a))`, value and gradient accurate for every `a <= 0`: -inf at 0, 0 at -inf, NaN above 0.
-    Source: Mächler 2012; gives the paper's y_bar in closed form (notebook 04)."""
+    """`log(1 - exp(a))`, value and gradient accurate for every `a <= 0`: -inf at 0, 0 at -inf,
+    NaN above 0. Source: Mächler 2012; gives the paper's y_bar in closed form."""
     near_one = a > -math.log(2)
     by_expm1 = torch.log(-torch.expm1(a))
     by_log1p = torch.log1p(-torch.exp(torch.where(near_one, -1.0, a)))
@@ -48,17 +54,15 @@ def log1mexp(
 
 # %% ../nbs/04_ybar.ipynb #cell-036
 def _log_rest(logps: Tensor, dim: int = -1, floor: float = 0.0) -> Tensor:
-    "`log(1 - Σ exp(logps))` over `dim`; what remains is at least `floor`, with gradient 0 below it."
-    half = logps.exp().sum(dim) < 0.5
-    few = logps.where(
-        half.unsqueeze(dim), -math.inf
-    )  # an infinite derivative must not leak from here
+    "`log(1 - Σ exp(logps))` over `dim`; the rest is at least `floor`, with gradient 0 below it."
+    small = logps.exp().sum(dim) < 0.5
+    safe = logps.where(small.unsqueeze(dim), -math.inf)  # no infinite derivative may leak from here
     largest, at = logps.max(dim, keepdim=True)
     others = logps.exp().scatter(dim, at, 0.0).sum(dim)
     rest = (-torch.expm1(largest.squeeze(dim)) - others).clamp(min=floor)
-    return torch.where(half, torch.log1p(-few.exp().sum(dim)), rest.log())
+    return torch.where(small, torch.log1p(-safe.exp().sum(dim)), rest.log())
 
-
+# %% ../nbs/04_ybar.ipynb #ybar-logp
 def _check_disjoint(name: str, logps: Tensor, dim: int = -1):
     "Raise `ValueError` where the probabilities of a group sum to more than 1 beyond rounding."
     total = logps.double().exp().sum(dim)
@@ -66,8 +70,9 @@ def _check_disjoint(name: str, logps: Tensor, dim: int = -1):
     if bad.any():
         i = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"argument '{name}': the probabilities at index {list(i)} sum to {total[i].item():.6g}, above 1: "
-            "these completions are no disjoint events (is one a prefix of another, or listed twice?)"
+            f"argument '{name}': the probabilities at index {list(i)} sum to "
+            f"{total[i].item():.6g}, above 1: these completions are no disjoint events "
+            "(is one a prefix of another, or listed twice?)"
         )
 
 
@@ -75,13 +80,16 @@ def ybar_logp(
     logps: Tensor,  # log π(y_k|x), nats, of disjoint completions along `dim`
     dim: int = -1,  # the dimension that holds the K completions
 ) -> Tensor:  # log(1 - Σ_k π(y_k|x)), `dim` removed, at least float32
-    """Log-probability of every sequence other than these K. O(K), exact; value and gradient finite short of Σ = 1, where it is -inf.
-    Raises `ValueError` for NaN, for log-probabilities above 0, and for sums above 1, beyond rounding. Source: Ho 2025, telescoped."""
+    """Log-probability of every sequence other than these K. O(K), exact; value and gradient finite
+    short of Σ = 1, where it is -inf. Raises `ValueError` for NaN, for log-probabilities above 0,
+    and for sums above 1, beyond rounding. Source: Ho 2025, telescoped."""
     wide = logps.to(torch.promote_types(logps.dtype, torch.float32))
-    if (bad := ~(wide <= 8 * torch.finfo(logps.dtype).eps)).any():
+    bad = ~(wide <= 8 * torch.finfo(logps.dtype).eps)
+    if bad.any():
         i = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"argument 'logps': {logps[i].item()} at index {list(i)} is no log-probability (want <= 0)"
+            f"argument 'logps': {logps[i].item()} at index {list(i)} "
+            "is no log-probability (want <= 0)"
         )
     _check_disjoint("logps", logps, dim)
     return _log_rest(wide, dim)

@@ -1,4 +1,5 @@
-"""What several test files share: a browser (Debian's chromium, driven by Playwright, which downloads none of its own), a small model, a fake judge."""
+"""What several test files share: a browser (Debian's chromium, driven by Playwright, which
+downloads none of its own), a small model, a fake judge."""
 
 import os
 import shutil
@@ -28,7 +29,8 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    "A function that opens a page of a given width; whatever its console or its network complains about lands in `page.complaints`."
+    """A function that opens a page of a given width; whatever its console or its network complains
+    about lands in `page.complaints`."""
     pages = []
 
     def open_page(width=1280, **kwargs):
@@ -64,7 +66,11 @@ def chat_model(tmp_path_factory):
     tokenizer = train_tokenizer(
         ["user: What is 1 plus 1? assistant: It is two, or three."], vocab_size=300
     )
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        "{{ eos_token if m.role == 'assistant' else '' }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     GPTNeoXForCausalLM(
@@ -83,7 +89,8 @@ def chat_model(tmp_path_factory):
 
 @pytest.fixture
 def serve():
-    "Starts servers that answer a judge's questions (`test_judge.FakeServer`); they stop with the test."
+    """Starts servers that answer a judge's questions (`test_judge.FakeServer`); they stop with the
+    test."""
     from test_judge import FakeServer
 
     servers = []

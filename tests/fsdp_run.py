@@ -1,4 +1,5 @@
-"""Packed log-probabilities and gradients of a model whose weights are shared out over CPU processes, against the whole model's. Under torchrun."""
+"""Packed log-probabilities and gradients of a model whose weights are shared out over CPU
+processes, against the whole model's. Under torchrun."""
 
 import copy
 import os
@@ -10,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from slpo.packing import PreferenceCollator
-from slpo.packing import _packed_logps
+from slpo.packing import batch_logps
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -39,15 +40,15 @@ batches = [
     for rows in tokens
 ]
 
-mine = _packed_logps(shared, batches[dist.get_rank()])
+mine = batch_logps(shared, batches[dist.get_rank()])
 mine.sum().backward()
-everybody = sum(_packed_logps(whole, batch).sum() for batch in batches) / len(
+everybody = sum(batch_logps(whole, batch).sum() for batch in batches) / len(
     batches
 )  # FSDP averages over processes
 everybody.backward()
 with torch.no_grad():
     torch.testing.assert_close(
-        mine, _packed_logps(whole, batches[dist.get_rank()]), rtol=0, atol=1e-10
+        mine, batch_logps(whole, batches[dist.get_rank()]), rtol=0, atol=1e-10
     )
 for (name, a), b in zip(shared.named_parameters(), whole.parameters()):
     torch.testing.assert_close(

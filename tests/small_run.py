@@ -1,4 +1,5 @@
-"""A training run of a second or two, for tests that start it, stop it, or start it twice at once: `python small_run.py OUT [name=value …]`."""
+"""A training run of a second or two, for tests that start it, stop it, or start it twice at once:
+`python small_run.py OUT [name=value …]`."""
 
 import json
 import os

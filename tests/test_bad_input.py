@@ -1,4 +1,4 @@
-"""Every kind of bad input in one table: what is wrong with which row, and the finding it must give."""
+"""Every kind of bad input in one table: what is wrong with which row, and the finding it gives."""
 
 import gzip
 import json
@@ -17,13 +17,13 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 
 from slpo.cli import train_main
 from slpo.files import BadRows, Finding
-from slpo.tokens import _encode, tokenize_preferences, train_tokenizer
+from slpo.tokens import _encode, _setup, tokenize_preferences, train_tokenizer
 from slpo.data import load_preferences
 
 datasets.disable_progress_bars()
 
 TEMPLATE = """{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}[{{ m.role }}]{{ m.content | replace('NOTHING', '') }}{{ eos_token }}
-{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""  # noqa: E501
 EOS = "<|endoftext|>"
 
 
@@ -51,7 +51,8 @@ def hh(reply, ask="Hi.", turn="\n\nAssistant:"):
     return f"\n\nHuman: {ask}{turn}{reply}"
 
 
-# Three good rows of every layout. A bad row is the second of them with a change; `...` takes a column away.
+# Three good rows of every layout. A bad row is the second of them with a change; `...` takes a
+# column away.
 ASKED = [say("system", "Be kind.") + say("user", f"Question {i}?") for i in range(3)]
 GOOD = {
     "text": [
@@ -113,7 +114,8 @@ GOOD = {
 }
 P = "\n\nHuman: Hi.\n\nAssistant:"
 
-# name, layout, change, column, reason: seen in the rows alone, so `load_preferences` must find it, and `tokenize_preferences` too
+# name, layout, change, column, reason: seen in the rows alone, so `load_preferences` must find it,
+# and `tokenize_preferences` too
 ROWS = [
     ("prompt None", "text", dict(prompt=None), "prompt", "missing"),
     (
@@ -479,7 +481,7 @@ ROWS = [
             (
                 "numpy's repr",
                 "chosen",
-                "[{'content': 'yes', 'role': 'assistant'}\n {'content': 'so', 'role': 'assistant'}]",
+                "[{'content': 'yes', 'role': 'assistant'}\n {'content': 'so', 'role': 'assistant'}]",  # noqa: E501
                 "messages written as text",
             ),
             (
@@ -689,7 +691,8 @@ ROWS = [
 OTHER = tokenizer_with("{{ messages[-1].content }}")
 LONG = dict(prompt="long " * 30)
 
-# name, layout, change, column, reason, options of `tokenize_preferences`: seen once there are tokens
+# name, layout, change, column, reason, options of `tokenize_preferences`: seen once there are
+# tokens
 TOKENS = [
     (
         "EOS in prompt",
@@ -1281,7 +1284,7 @@ def test_layouts_do_not_mix(tmp_path, caplog):
 
 @pytest.mark.parametrize("layout", GOOD)
 def test_good_rows_pass(layout, tmp_path, caplog):
-    "Nothing is found where nothing is wrong, and files, `Dataset`s and streams give the same groups."
+    "Nothing is found where nothing is wrong; files, `Dataset`s and streams give the same groups."
     rows, groups = (
         GOOD[layout],
         [
@@ -1316,7 +1319,7 @@ CALLS = [
     (
         "a list",
         lambda: tokenize_preferences(GOOD["text"], TOKENIZER),
-        "argument 'dataset': expected a datasets.Dataset or IterableDataset, got list: datasets.Dataset.from_list(rows)",
+        "argument 'dataset': expected a datasets.Dataset or IterableDataset, got list: datasets.Dataset.from_list(rows)",  # noqa: E501
     ),
     (
         "a path",
@@ -1527,11 +1530,10 @@ def test_what_is_cut_or_odd_is_counted(caplog):
 
 def test_the_edge_is_judged_as_the_whole_would_be():
     "Other tokens where prompt and completion meet: the last and first 32 characters tell."
-    rng, tokenizer, seen = (
-        random.Random(0),
-        train_tokenizer(["yes no question so then: "] * 9, vocab_size=290),
-        set(),
-    )
+    rng = random.Random(0)
+    tokenizer = train_tokenizer(["yes no question so then: "] * 9, vocab_size=290)
+    setup = _setup(tokenizer, completion_tokens="apart")
+    seen = set()
 
     def ids(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -1552,10 +1554,8 @@ def test_the_edge_is_judged_as_the_whole_would_be():
                 prompt,
                 [chosen, rejected],
                 ["prompt", "chosen", "rejected"],
-                tokenizer,
                 False,
-                (False, False),
-                completion_tokens="apart",
+                setup,
             )[3]
         ) == whole
         seen.add(whole)
@@ -1629,11 +1629,11 @@ def test_a_stream_that_does_not_know_its_columns_may_begin_badly(layout, column,
 
 
 def test_templates_own_bos_and_end(caplog):
-    "A template writes BOS itself; what follows its last EOS is cut off; a template without EOS gets one."
+    "A template writes BOS; what follows its last EOS is cut off; a template without EOS gets one."
     tokenizer = tokenizer_with("<s>" + TEMPLATE)
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     open_end = tokenizer_with(
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"  # noqa: E501
     )
     for t, end in ((tokenizer, ""), (open_end, "\n")):
         group = tokenize_preferences(Dataset.from_list(GOOD["talks"]), t)[1]

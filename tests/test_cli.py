@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from slpo.cli import train_main
 
 COMMAND = [str(Path(sys.executable).with_name("slpo_train"))]
 GOOD = {"prompt": "Q:", "chosen": " yes", "rejected": " no"}
@@ -24,47 +27,51 @@ def lines(rows):
     return "\n".join(json.dumps(row) for row in rows).encode()
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (lines([GOOD, {"prompt": "Q:", "chosen": " yes"}]), "row 1: column 'rejected': missing"),
-        (lines([GOOD, {**GOOD, "chosen": " "}]), "row 1: column 'chosen': empty completion"),
-        (
-            lines([GOOD, GOOD, {**GOOD, "rejected": " yes"}]),
-            "row 2: column 'rejected': identical to 'chosen'",
-        ),
-        (
-            lines([HH, {**HH, "rejected": "Hello."}]),
-            r"row 1: column 'rejected': no '\n\nAssistant:' turn",
-        ),
-        (lines([GOOD]) + b'\n{"prompt": "Q', "rows.jsonl.gz: line 2: not JSON"),
-        (lines([GOOD]) + b"\n\xff\xfe", "rows.jsonl.gz: line 2: not UTF-8"),
-        (b"", "no rows"),
-    ],
-    ids=["missing", "empty", "identical", "no assistant", "broken json", "bytes", "no rows"],
-)
-def test_bad_data_stops_before_training(tmp_path, content, message):
-    with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as f:
-        f.write(content)
+def complaint(capsys, *flags):
+    "What the command says of flags that cannot work: one message, exit status 2."
+    assert train_main([*flags, "--use_cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+BAD_DATA = {
+    "missing": (
+        lines([GOOD, {"prompt": "Q:", "chosen": " yes"}]),
+        "row 1: column 'rejected': missing",
+    ),
+    "empty": (lines([GOOD, {**GOOD, "chosen": " "}]), "row 1: column 'chosen': empty completion"),
+    "identical": (
+        lines([GOOD, GOOD, {**GOOD, "rejected": " yes"}]),
+        "row 2: column 'rejected': identical to 'chosen'",
+    ),
+    "no assistant": (
+        lines([HH, {**HH, "rejected": "Hello."}]),
+        r"row 1: column 'rejected': no '\n\nAssistant:' turn",
+    ),
+    "broken json": (lines([GOOD]) + b'\n{"prompt": "Q', "rows.jsonl.gz: line 2: not JSON"),
+    "bytes": (lines([GOOD]) + b"\n\xff\xfe", "rows.jsonl.gz: line 2: not UTF-8"),
+    "no rows": (b"", "no rows"),
+}
+ROWS = ["--dataset_name", "rows.jsonl.gz", "--model_name_or_path", "none", "--output_dir", "out"]
+
+
+@pytest.mark.parametrize("content, message", BAD_DATA.values(), ids=BAD_DATA)
+def test_bad_data_stops_before_training(tmp_path, monkeypatch, capsys, content, message):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl.gz").write_bytes(gzip.compress(content))
+    assert message in complaint(capsys, *ROWS)
+    assert not Path("out").exists()
+
+
+def test_the_command_itself_stops_with_a_message_and_status_2(tmp_path):
+    content, message = BAD_DATA["missing"]
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(content))
     done = subprocess.run(
-        [
-            *COMMAND,
-            "--dataset_name",
-            "rows.jsonl.gz",
-            "--model_name_or_path",
-            "none",
-            "--output_dir",
-            "out",
-        ],
-        cwd=tmp_path,
-        env=env(),
-        capture_output=True,
-        text=True,
+        [*COMMAND, *ROWS], cwd=tmp_path, env=env(), capture_output=True, text=True
     )
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, (
-        done.stderr
-    )
-    assert not (tmp_path / "out").exists()
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -76,32 +83,15 @@ def test_bad_data_stops_before_training(tmp_path, content, message):
         (["--temperature", "warm"], "temperature='warm'"),
     ],
 )
-def test_bad_settings_are_named(tmp_path, flags, message):
-    done = subprocess.run(
-        [*COMMAND, *flags], cwd=tmp_path, env=env(), capture_output=True, text=True
-    )
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, (
-        done.stderr
-    )
+def test_bad_settings_are_named(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in complaint(capsys, *flags)
 
 
 def start(folder, *flags):
-    small = [
-        "--train_size",
-        "384",
-        "--eval_size",
-        "32",
-        "--sft_epochs",
-        "0.5",
-        "--num_train_epochs",
-        "1",
-        "--save_steps",
-        "3",
-        "--eval_steps",
-        "6",
-        "--max_new_tokens",
-        "4",
-    ]
+    sizes = ["--train_size", "384", "--eval_size", "32", "--sft_epochs", "0.5"]
+    steps = ["--num_train_epochs", "1", "--save_steps", "3", "--eval_steps", "6"]
+    small = [*sizes, *steps, "--max_new_tokens", "4"]
     return subprocess.Popen(
         [*COMMAND, *small, "--output_dir", "out", *flags],
         cwd=folder,
@@ -114,12 +104,13 @@ def start(folder, *flags):
 
 def test_killed_and_resumed_run_equals_the_whole_one(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir(), broken.mkdir()
+    whole.mkdir()
+    broken.mkdir()
     p = start(whole)
     output, _ = p.communicate()
     assert p.returncode == 0, output
     for stage in ("sft", "slpo_sample"):  # killed twice: once in each stage
-        p = start(broken, *["--resume"] * (stage == "slpo_sample"))
+        p = start(broken) if stage == "sft" else start(broken, "--resume")
         while not list((broken / "out" / stage).glob("checkpoint-*/trainer_state.json")):
             assert p.poll() is None, p.communicate()[0]
             time.sleep(0.05)
@@ -151,8 +142,6 @@ def chat(i, ask="?", **says):
 
 
 def test_messages_are_trained_on(tmp_path, chat_model, monkeypatch, capsys):
-    from slpo.cli import train_main
-
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_bytes(lines(chat(i) for i in range(24)))
     flags = [
@@ -192,8 +181,6 @@ def test_messages_are_trained_on(tmp_path, chat_model, monkeypatch, capsys):
 
 
 def test_token_findings_name_the_row_of_the_file(tmp_path, chat_model, monkeypatch, capsys):
-    from slpo.cli import train_main
-
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_bytes(lines(chat(i, "?" * 500 if i == 17 else "?") for i in range(24)))
     assert (
@@ -219,9 +206,6 @@ def test_token_findings_name_the_row_of_the_file(tmp_path, chat_model, monkeypat
 
 
 def test_code_that_comes_with_a_model_is_not_run(tmp_path, chat_model, monkeypatch, capsys):
-    from slpo.cli import train_main
-    import shutil
-
     monkeypatch.chdir(tmp_path)
     shutil.copytree(chat_model, "model")
     config = json.loads(Path("model/config.json").read_text())

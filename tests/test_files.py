@@ -1,4 +1,4 @@
-"""Which rows a path, a folder, a pattern and a split stand for, and what is said where that is not clear."""
+"""Which rows a path, a folder, a pattern and a split stand for, and messages for unclear ones."""
 
 import errno
 import gzip
@@ -489,7 +489,8 @@ def test_a_row_of_a_data_set_on_disk_may_be_bad(tmp_path):
     assert not Path(tmp_path / "disk").exists()
 
 
-# rows that loading has left out, or that lie in several files: who is named when tokenising finds more
+# rows that loading has left out, or that lie in several files: who is named when tokenising finds
+# more
 LONG = "what is " * 60
 
 
@@ -554,11 +555,16 @@ def test_rows_of_two_data_sets_put_together_are_counted_anew(tmp_path):
     assert [f.row for f in e.value.findings] == [4]
 
 
+def test_a_column_that_ranked_rows_do_not_use_may_be_missing_in_some(tmp_path):
+    ranked = dict(prompt="Q:", completions=["a", "b"], ranks=[0, 1])
+    data = load_preferences(put(tmp_path / "r.jsonl", [{**ranked, "rejected": ["c"]}, ranked]))
+    assert [dict(row) for row in data] == [ranked, ranked]
+
+
 def test_the_commands_name_rows_of_the_file(tmp_path, caplog, chat_model):
     from slpo.cli_eval import _eval_rows, parse_eval
-    from slpo.cli import _load_split, _tokenized_rows
+    from slpo.cli import _load_split
     from slpo.flags import parse_run
-    from slpo import SLPOConfig
 
     path = str(put_with_faults(tmp_path))
     run, args = parse_run(
@@ -691,7 +697,7 @@ TWICE = [
     ),
     (
         "rows.jsonl",
-        '\n{"prompt": [{"role": "user", "content": "Q", "content": "P"}], "chosen": "y", "rejected": "n"}',
+        '\n{"prompt": [{"role": "user", "content": "Q", "content": "P"}], "chosen": "y", "rejected": "n"}',  # noqa: E501
         "line 3: the key 'content' stands twice",
     ),
 ]
@@ -708,7 +714,7 @@ def test_a_key_that_stands_twice_is_refused(name, line, message, on_bad_rows, tm
 
 def test_a_key_or_a_column_that_stands_twice_is_refused_elsewhere(tmp_path):
     (tmp_path / "rows.json").write_text(
-        '[{"prompt": "P", "chosen": "y", "rejected": "n"}, {"prompt": "Q", "chosen": "y", "rejected": "n", "rejected": "m"}]'
+        '[{"prompt": "P", "chosen": "y", "rejected": "n"}, {"prompt": "Q", "chosen": "y", "rejected": "n", "rejected": "m"}]'  # noqa: E501
     )
     with pytest.raises(
         ValueError, match="rows.json: element 1 of the array: the key 'rejected' stands twice"

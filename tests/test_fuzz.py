@@ -1,4 +1,6 @@
-"""Random small data sets, most of them broken somewhere, from rows to losses: a documented error or a sound group, and no row is lost.
+"""Random small data sets, most of them broken somewhere, from rows to losses.
+
+Each gives a documented error or a sound group, and no row is lost.
 
 `SLPO_FUZZ=10000 pytest tests/test_fuzz.py` for more of them."""
 
@@ -19,6 +21,7 @@ from slpo.tokens import (
     _REFS,
     _adds,
     _from_tokens,
+    _setup,
     _tokenize_row,
     tokenize_preferences,
     train_tokenizer,
@@ -35,7 +38,7 @@ from slpo.sample_mass import slpo_sample_loss
 DATASETS = int(os.environ.get("SLPO_FUZZ", 500))
 EOS, BOS = "<|endoftext|>", "<s>"
 TEMPLATE = """{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}[{{ m.role }}]{{ m.content }}{{ eos_token }}
-{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""  # noqa: E501
 datasets.disable_progress_bars()
 
 
@@ -61,7 +64,8 @@ def tokenizer_with(bos):
     return tokenizer
 
 
-# next-token log-probabilities (310,310) of models that see one token: what they say of disjoint completions sums to 1 at most
+# next-token log-probabilities (310,310) of models that see one token: the probabilities that they
+# give disjoint completions sum to 1 at most
 MODELS = [
     (
         torch.randn(310, 310, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
@@ -435,7 +439,7 @@ def check_group(
 
 
 def check_losses(rng, groups):
-    "Collated, and under a model that sees one token: every scored token is in place, and every loss and gradient is finite."
+    "Collated, under a model that sees one token: scored tokens in place, losses, gradients finite."
     batch = PreferenceCollator(
         0, row_length=rng.choice([1, 16, 64, 1024]), pad_to_multiple_of=rng.choice([None, 8])
     )(groups)
@@ -494,13 +498,14 @@ def fuzz(seed, tmp_path):
     tokenizer, adds = rng.choice(TOKENIZERS)
     tokens = layout.startswith("ids")
     refs = _REFS if layout == "ids with refs" and not sft else ()
+    setup = _setup(tokenizer, sft=sft, refs=refs, cut=how)
     good, bad = [], []
     for i, row in enumerate(rows):
         before = repr(row)
         if tokens:
-            group = _from_tokens(row, i, tokenizer, sft, refs, **how)
+            group = _from_tokens(row, i, setup)
         else:
-            group = _tokenize_row(row, i, tokenizer, sft, adds, **how)
+            group = _tokenize_row(row, i, setup)
             split, found = _split_row(row, sft)
             if found := found or _check_row(split, sft):
                 assert group["problems"] == [list(p) for p in found]
@@ -528,7 +533,7 @@ def fuzz(seed, tmp_path):
 
 
 def whole(rows, sft, tokenizer, how, good, bad):
-    "The same rows as a stream and, where Arrow takes them, as a `Dataset`: the same groups and findings, or a documented error."
+    "A stream and, where Arrow takes the rows, a `Dataset`: the same, or a documented error."
     for make in (
         lambda: IterableDataset.from_generator(lambda: iter(rows)),
         lambda: Dataset.from_list(rows),

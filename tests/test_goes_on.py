@@ -1,4 +1,5 @@
-"""How a run goes on: at the rate of its schedule of now, not past its end, from whole checkpoints, never from the beginning without a word."""
+"""How a run goes on: at the rate of its schedule of now, not past its end, from whole checkpoints,
+never from the beginning without a word."""
 
 import shutil
 
@@ -92,9 +93,9 @@ def test_a_run_is_not_past_its_end(stopped, tmp_path, length):
     trainer = make(
         tmp_path, **{**FIRST, "lr_scheduler_type": "constant", "warmup_steps": 1, **length}
     )
+    where = "(max_steps=2|num_train_epochs=0.3)"
     with pytest.raises(
-        ValueError,
-        match="checkpoint-3 is at step 3, already past step 2, where (max_steps=2|num_train_epochs=0.3) ends",
+        ValueError, match=f"checkpoint-3 is at step 3, already past step 2, where {where} ends"
     ):
         trainer.train(resume_from_checkpoint=True)
 

@@ -1,4 +1,5 @@
-"""The LLM judge and `slpo_eval`, against servers that answer, fail, stall, truncate and lie, and against `transformers serve`."""
+"""The LLM judge and `slpo_eval`, against servers that answer, fail, stall, truncate and lie, and
+against `transformers serve`."""
 
 import email.utils
 import json
@@ -19,11 +20,7 @@ from slpo.cli_eval import eval_main, parse_eval
 from slpo.judge import Judge, JudgeError, ask_judge, judge_cost, judge_questions, judge_win_rate
 
 KEY = "sk-thisIsTheKey/+abc123"
-BIAS, TIES, AGREE = (
-    "share of A among A and B (position bias beyond 0.5)",
-    "share of ties",
-    "share of prompts on which both orders agree",
-)
+BIAS, TIES, AGREE = "share_of_a", "ties", "agreement"
 
 
 def answers_of(question):
@@ -47,12 +44,12 @@ def completion(content):
 
 
 class FakeServer(ThreadingHTTPServer):
-    "Speaks `/v1/chat/completions`; `says(question, times asked before)` returns the content, (status, body, headers) with body as bytes, or does what it likes with the handler."
+    """Speaks `/v1/chat/completions`; `says(question, times asked before)` returns the content,
+    (status, body, headers) with body as bytes, or does what it likes with the handler."""
 
     daemon_threads, request_queue_size = True, 64
-    server_bind = (
-        TCPServer.server_bind
-    )  # HTTPServer's looks up the name of the host, which takes a second without a network
+    # HTTPServer's looks up the name of the host, which takes a second without a network
+    server_bind = TCPServer.server_bind
 
     def __init__(self, says):
         self.says, self.seen, self.lock = says, [], threading.Lock()
@@ -76,7 +73,8 @@ class FakeServer(ThreadingHTTPServer):
             question = body["messages"][0]["content"]
             with self.server.lock:
                 before = self.server.questions.count(question)
-                self.server.seen.append((time.monotonic(), question, dict(self.headers)))
+                headers = {name.title(): value for name, value in self.headers.items()}
+                self.server.seen.append((time.monotonic(), question, headers))
             assert (
                 self.path == "/v1/chat/completions"
                 and body["model"] == "fake"
@@ -119,7 +117,7 @@ OURS, THEIRS = (
     [f" Answer {i:02d}" + "!" * (i % 4) for i in range(N)],
     [f" Retort {i:02d}!" for i in range(N)],
 )  # shorter, tie, longer, longer
-QUICK = dict(desc=None, backoff=0.01)
+QUICK = dict(desc=None)
 
 
 def win_rate(server, folder, n=N, timeout=30.0, **how):
@@ -141,13 +139,13 @@ def test_win_rate_of_a_judge_whose_verdicts_are_known(tmp_path, serve):
     found = win_rate(server, tmp_path)
     r = found["results"]
     assert (
-        r["win rate"][0] == 0.625
-        and r["win rate"][1] < 0.625 < r["win rate"][2]
+        r["win_rate"][0] == 0.625
+        and r["win_rate"][1] < 0.625 < r["win_rate"][2]
         and r[BIAS][0] == 0.5
         and r[TIES][0] == 0.25
         and r[AGREE][0] == 1
     )
-    assert r["prompts"] == r["prompts with both verdicts"] == N and (
+    assert r["prompts"] == r["prompts_with_both"] == N and (
         found["unparseable"],
         found["unanswered"],
     ) == (0, 0)
@@ -165,7 +163,7 @@ def test_win_rate_of_a_judge_whose_verdicts_are_known(tmp_path, serve):
 @pytest.mark.parametrize("letter, share", [("A", 1.0), ("B", 0.0)])
 def test_a_judge_that_always_names_one_place_is_seen_through(tmp_path, serve, letter, share):
     r = win_rate(serve(lambda question, before: f"Verdict: {letter}"), tmp_path)["results"]
-    assert r["win rate"] == (0.5, 0.5, 0.5) and r[BIAS] == (share,) * 3 and r[AGREE][0] == 0
+    assert r["win_rate"] == (0.5, 0.5, 0.5) and r[BIAS] == (share,) * 3 and r[AGREE][0] == 0
 
 
 def test_intervals_are_by_prompt(tmp_path, serve):
@@ -184,10 +182,10 @@ def test_intervals_are_by_prompt(tmp_path, serve):
         theirs,
         tmp_path / "a.jsonl",
         **QUICK,
-    )["results"]["win rate"]
+    )["results"]["win_rate"]
     together = judge_win_rate(judge, prompts, ours, theirs, tmp_path / "b.jsonl", **QUICK)[
         "results"
-    ]["win rate"]
+    ]["win_rate"]
     assert (
         alone[0] == together[0] == 1 / 3 and alone[2] - alone[1] < 0.6 < together[2] - together[1]
     )
@@ -210,15 +208,11 @@ def test_what_is_no_verdict_is_counted_and_bounded(tmp_path, serve):
     found = win_rate(server, tmp_path)
     r, points = found["results"], [0, 0.5, 1, 1] * 3
     known = [x for i, x in enumerate(points) if i not in (1, 2, 3, 5, 6)]
-    assert (
-        found["unparseable"] == 10
-        and found["unanswered"] == 0
-        and r["prompts with both verdicts"] == 7
-    )
-    assert r["win rate"][0] == pytest.approx(sum(known) / 7)
-    assert r["win rate if every missing verdict were a loss"][0] == pytest.approx(
-        sum(known) / 12
-    ) and r["and if it were a win"][0] == pytest.approx((sum(known) + 5) / 12)
+    assert found["unparseable"] == 10 and found["unanswered"] == 0 and r["prompts_with_both"] == 7
+    assert r["win_rate"][0] == pytest.approx(sum(known) / 7)
+    assert r["win_rate_missing_lost"][0] == pytest.approx(sum(known) / 12) and r[
+        "win_rate_missing_won"
+    ][0] == pytest.approx((sum(known) + 5) / 12)
     assert (
         win_rate(server, tmp_path) == found and len(server.seen) == 2 * N
     )  # not asked again: it was paid for
@@ -236,16 +230,16 @@ def test_one_order_alone_does_not_count(tmp_path, serve):
         ),
         tmp_path,
     )["results"]
-    assert r["prompts with both verdicts"] == 3 and r["win rate"][0] == 0.5  # the ties
+    assert r["prompts_with_both"] == 3 and r["win_rate"][0] == 0.5  # the ties
 
 
 def test_nothing_but_noise_gives_no_rate(tmp_path, serve):
     r = win_rate(serve(lambda question, before: "42"), tmp_path)["results"]
     assert (
-        r["win rate"] is None
+        r["win_rate"] is None
         and r[BIAS] is None
-        and r["and if it were a win"][0] == 1
-        and r["win rate if every missing verdict were a loss"][0] == 0
+        and r["win_rate_missing_won"][0] == 1
+        and r["win_rate_missing_lost"][0] == 0
     )
 
 
@@ -321,9 +315,9 @@ def test_trouble_that_passes_changes_nothing(tmp_path, serve, says):
         says = lambda question, before: lie(question, before)
     found = win_rate(serve(says), tmp_path, n=4, timeout=0.8 if says is stall else 30)
     assert (
-        found["results"]["win rate"][0] == 0.625
+        found["results"]["win_rate"][0] == 0.625
         and not found["unanswered"]
-        and found["results"]["prompts with both verdicts"] == 4
+        and found["results"]["prompts_with_both"] == 4
     )
 
 
@@ -345,7 +339,7 @@ def test_429_waits_as_long_as_the_server_says(tmp_path, serve, after):
         )
 
     server = serve(says)
-    assert win_rate(server, tmp_path, n=1)["results"]["prompts with both verdicts"] == 1
+    assert win_rate(server, tmp_path, n=1)["results"]["prompts_with_both"] == 1
     for question in set(server.questions):
         first, second = [t for t, q, _ in server.seen if q == question]
         assert second - first > 0.95
@@ -363,7 +357,7 @@ def test_a_few_that_fail_for_good_do_not_lose_the_rest(tmp_path, serve):
     found = win_rate(server, tmp_path, retries=2)
     assert (
         found["unanswered"] == 2
-        and found["results"]["prompts with both verdicts"] == N - 1
+        and found["results"]["prompts_with_both"] == N - 1
         and len(server.seen) == 2 * (N - 1) + 2 * 3
     )
     [(why, times)] = found["why"].items()
@@ -374,7 +368,7 @@ def test_a_few_that_fail_for_good_do_not_lose_the_rest(tmp_path, serve):
     found = win_rate(server, tmp_path)
     assert (
         found["unanswered"] == 0
-        and found["results"]["win rate"][0] == 0.625
+        and found["results"]["win_rate"][0] == 0.625
         and len(server.seen) == asked + 2
     )
 
@@ -395,10 +389,9 @@ def test_4xx_stops_at_once_with_what_the_server_says(tmp_path, serve, status):
     )  # those under way, none of them twice
 
 
-@pytest.mark.parametrize("status", [301, 302, 303])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_the_key_is_not_sent_along_to_where_a_server_points(tmp_path, serve, monkeypatch, status):
     "A judge that moves to another host and port gets the question's answer, and no key: whoever redirects could send it anywhere."
-    monkeypatch.setattr(FakeServer.Handler, "do_GET", lambda self: elsewhere(self))
     arrived = []
 
     def elsewhere(handler):
@@ -409,7 +402,14 @@ def test_the_key_is_not_sent_along_to_where_a_server_points(tmp_path, serve, mon
         handler.end_headers()
         handler.wfile.write(raw)
 
-    other = serve(lambda question, before: pytest.fail("a redirected question comes as GET"))
+    other = serve(lambda question, before: pytest.fail("answered by `elsewhere`"))
+    for method in ("do_GET", "do_POST"):
+        usual = getattr(FakeServer.Handler, method)
+        monkeypatch.setattr(
+            FakeServer.Handler,
+            method,
+            lambda self, usual=usual: elsewhere(self) if self.server is other else usual(self),
+        )
     server = serve(
         lambda question, before: (
             status,
@@ -439,7 +439,7 @@ def test_400_on_one_question_leaves_the_others(tmp_path, serve):
     found = win_rate(server, tmp_path, workers=1)
     assert (
         found["unanswered"] == 2
-        and found["results"]["prompts with both verdicts"] == N - 1
+        and found["results"]["prompts_with_both"] == N - 1
         and "filtered" in [*found["why"]][0]
     )
     assert len(server.seen) == 2 * N
@@ -726,6 +726,37 @@ def test_a_missing_key_is_named(tmp_path, serve, monkeypatch):
     assert all("Authorization" not in headers for *_, headers in server.seen)
 
 
+def test_no_other_variable_of_the_library_is_sent(serve, monkeypatch):
+    "A judge of one's own is told neither OpenAI's key nor whose account it is."
+    server = serve(lambda question, before: longer(question))
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
+    question = judge_questions(PROMPTS[:1], OURS[:1], THEIRS[:1])[0][1]
+    Judge(server.url, "fake", key_env="MY_KEY")(question)
+    monkeypatch.setenv("MY_KEY", "sk-mine")
+    Judge(server.url, "fake", key_env="MY_KEY")(question)
+    (*_, without), (*_, own) = server.seen
+    assert "Authorization" not in without and own["Authorization"] == "Bearer sk-mine"
+    assert not any(KEY in value for headers in (without, own) for value in headers.values())
+
+
+def test_without_the_library_a_judge_says_how_to_install_it(tmp_path, serve, monkeypatch, capsys):
+    server = serve(lambda question, before: longer(question))
+    judge = Judge(server.url, "fake")
+    questions = judge_questions(PROMPTS, OURS, THEIRS)
+    assert judge_cost(judge, questions, tmp_path / "v.jsonl")["requests"] == 2 * N
+    monkeypatch.setitem(sys.modules, "openai", None)
+    for use in (judge.look, lambda: judge("?"), lambda: win_rate(server, tmp_path)):
+        with pytest.raises(JudgeError, match=r"'openai', which .*: pip install 'slpo\[judge\]'$"):
+            use()
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "policy": "a", "baseline": "b"}\n')
+    flags = f"--answers {tmp_path}/rows.jsonl --judge_model fake --judge_url {server.url}"
+    assert eval_main([*flags.split(), "--output_dir", str(tmp_path / "out")]) == 2
+    assert "pip install 'slpo[judge]'" in capsys.readouterr().err and not server.seen
+    ask_judge(lambda question: ("Verdict: A", {}), questions, tmp_path / "f.jsonl", desc=None)
+
+
 def test_the_cost_is_about_what_is_used(tmp_path, serve):
     server = serve(lambda question, before: longer(question))
     judge, questions = (
@@ -873,7 +904,9 @@ def test_slpo_eval_from_models_to_a_table(tmp_path, serve, models, capsys, monke
         and "| judge: win rate |" in said
         and "0.01 in all" in said
     )
-    monkeypatch.setattr("slpo.cli._generate_answers", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(
+        "slpo.cli_eval._generate_answers", lambda *_: pytest.fail("generated again")
+    )
     assert (
         eval_main(flags) == 0
         and len(server.seen) == 40
@@ -969,7 +1002,7 @@ def test_braces_that_are_text_stay(text, asked):
 @pytest.fixture
 def nothing_generated(tmp_path, monkeypatch, models):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slpo.cli._generate_answers", lambda *_: pytest.fail("generated"))
+    monkeypatch.setattr("slpo.cli_eval._generate_answers", lambda *_: pytest.fail("generated"))
     return [
         "--model_name_or_path",
         str(models / "policy"),
@@ -1090,7 +1123,7 @@ def test_transformers_serve(tmp_path, models):
             desc=None,
         )
         assert not found["unanswered"], (found, (tmp_path / "log").read_text())
-        assert found["unparseable"] == 4 and found["results"]["win rate"] is None
+        assert found["unparseable"] == 4 and found["results"]["win_rate"] is None
         assert (
             found["usage"]["prompt_tokens"] > 4 * 50
             and 0 < found["usage"]["completion_tokens"] <= 4 * 8

@@ -1,4 +1,5 @@
-"""A notebook in JupyterLab, in a browser: it runs without an error, and moving a slider redraws its figure."""
+"""A notebook in JupyterLab, in a browser: it runs without an error, and moving a slider redraws its
+figure."""
 
 import json
 import os
@@ -115,7 +116,10 @@ def test_a_slider_moves_a_figure(lab, tmp_path, open_page):
     for _ in range(4):
         page.keyboard.press("ArrowRight")
     page.wait_for_function(
-        "before => document.querySelector('.widget-output img')?.src && document.querySelector('.widget-output img').src != before",
+        """before => {
+            const image = document.querySelector('.widget-output img')
+            return image?.src && image.src != before
+        }""",
         arg=before,
         timeout=60_000,
     )

@@ -1,4 +1,5 @@
-"""Rows that come after the trainer was built: looked at, made into groups and compared with the reference as those of before; arguments of other kinds; gradients of nothing."""
+"""Rows that come after the trainer was built: looked at, made into groups and compared with the
+reference as those of before; arguments of other kinds; gradients of nothing."""
 
 import copy
 

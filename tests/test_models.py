@@ -1,17 +1,16 @@
-"""Models: what a name may stand for, what is looked at before anything is loaded, and what a model must be to be trained."""
+"""Models: what a name may stand for, what is looked at before anything is loaded, and what a
+model must be to be trained."""
 
 import json
-import logging
 import re
 import shutil
-from pathlib import Path
 
 import datasets
 import pytest
 import torch
 import transformers
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from slpo import SLPOConfig, SLPOTrainer
 from slpo.tokens import train_tokenizer
@@ -52,7 +51,8 @@ SIZES = {
 
 
 def tiny(kind="Llama", cls=None, seed=0, **more):
-    "A causal language model of a few thousand weights, of a configuration's defaults but for its size."
+    """A causal language model of a few thousand weights, of a configuration's defaults but for
+    its size."""
     torch.manual_seed(seed)
     config = getattr(transformers, f"{kind}Config")(**{**SMALL, **SIZES.get(kind, {}), **more})
     return cls(config) if cls else AutoModelForCausalLM.from_config(config)
@@ -107,7 +107,7 @@ def saved(tmp_path_factory):
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------ names and folders
+# ------------------------------------------------------------ names and folders
 def take(*names):
     def change(folder):
         for name in names:
@@ -318,7 +318,8 @@ def test_weights_that_would_be_random_are_refused(tmp_path):
     tiny(tie_word_embeddings=False).model.save_pretrained(tmp_path)
     with pytest.raises(
         ValueError,
-        match="1 weights of LlamaForCausalLM are not in its files and would be random, lm_head.weight",
+        match="1 weights of LlamaForCausalLM are not in its files and would be random, "
+        "lm_head.weight",
     ):
         load_model(tmp_path)
 
@@ -364,7 +365,7 @@ def test_the_reference_model_is_looked_at_before_the_data_are_read(tmp_path, mon
         trainer(tiny(), tmp_path, ref_model="/nowhere/reference")
 
 
-# ------------------------------------------------------------------------------------------------------ precision
+# ------------------------------------------------------------ precision
 @pytest.mark.parametrize(
     "word,want",
     [
@@ -395,7 +396,7 @@ def test_other_words_for_a_precision(word, saved, tmp_path):
             trainer(str(saved), tmp_path, model_init_kwargs={"dtype": word})
 
 
-# ------------------------------------------------------------------------------------------------------ generation settings
+# ------------------------------------------------------------ generation settings
 UNSAVABLE = {
     "greedy, with a temperature": dict(do_sample=False, temperature=0.9, top_p=0.6),
     "neither said": dict(temperature=0.9),
@@ -448,7 +449,7 @@ def test_generation_settings_that_cannot_be_mended_are_refused_before_training(t
         trainer(model, tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------ weights that can move
+# ------------------------------------------------------------ weights that can move
 class Watch(transformers.TrainerCallback):
     "Which weights have had a gradient."
 
@@ -513,7 +514,8 @@ def test_weights_too_coarse_for_the_rate_are_refused(narrow, tmp_path, monkeypat
     for rate in (1e-6, 1e-9) if narrow.parent.name.startswith("bf") else (1e-9,):
         with pytest.raises(
             ValueError,
-            match=r"at learning_rate=1e-0\d a step can change [0-4]\.\d% of them.* load the model in float32",
+            match=r"at learning_rate=1e-0\d a step can change [0-4]\.\d% of them.* "
+            "load the model in float32",
         ):
             trainer(str(narrow), tmp_path, model_init_kwargs={"dtype": "auto"}, learning_rate=rate)
     with pytest.raises(ValueError, match="fp16=True scales gradients"):
@@ -559,7 +561,7 @@ def test_the_share_that_moves_is_that_of_numbers_further_than_half_their_spacing
     assert abs(_share_that_moves([torch.nn.Parameter(w)], step) - want) < 0.01
 
 
-# ------------------------------------------------------------------------------------------------------ nothing random in training
+# ------------------------------------------------------------ nothing random in training
 MOST = dict(n_embd=32, n_layer=2, n_head=4)
 DROPPED = {
     "GPT2": MOST,
@@ -654,7 +656,7 @@ def test_dropout_stays_where_it_is_wanted(tmp_path):
     assert t.model.config.dropout == 0.1
 
 
-# ------------------------------------------------------------------------------------------------------ what a model is, and what it is not
+# ------------------------------------------------------------ what a model is, and what it is not
 @pytest.mark.parametrize(
     "given,found",
     [
@@ -669,7 +671,8 @@ def test_dropout_stays_where_it_is_wanted(tmp_path):
 def test_what_is_no_model(given, found, tmp_path):
     with pytest.raises(
         ValueError,
-        match=f"model: expected a causal language model, its hub id or its folder, {found}.*model_init",
+        match="model: expected a causal language model, its hub id or its folder, "
+        f"{found}.*model_init",
     ):
         trainer(given, tmp_path)
     if given is not None:
@@ -838,7 +841,8 @@ def test_multimodal_checkpoints_train_on_text(kind, tmp_path):
 
 
 def test_a_compiled_model_has_the_losses_of_the_plain_one(tmp_path):
-    "The other backends compile to code that is not ours; what asks a compiled model for its truth fails with any."
+    """The other backends compile to code that is not ours; what asks a compiled model for its
+    truth fails with any."""
 
     def losses(**more):
         t = trainer(
@@ -862,7 +866,7 @@ def test_a_compiled_model_has_the_losses_of_the_plain_one(tmp_path):
     )
 
 
-# ------------------------------------------------------------------------------------------------------ positions
+# ------------------------------------------------------------ positions
 LEARNED = {
     "GPT2": dict(MOST, n_positions=24),
     "GPTBigCode": dict(MOST, n_positions=24),
@@ -921,7 +925,8 @@ def test_rows_longer_than_the_positions_are_refused_before_anything_is_computed(
     ):
         with pytest.raises(
             ValueError,
-            match="the model has 24 positions, and rows have up to 42 tokens: set max_length to 24 or less",
+            match="the model has 24 positions, and rows have up to 42 tokens: "
+            "set max_length to 24 or less",
         ):
             make(**how)
     with pytest.raises(ValueError, match="the reference model has 24 positions"):
@@ -942,7 +947,8 @@ def test_rows_longer_than_a_model_was_made_for_are_said(tmp_path, caplog):
 
 
 def test_what_is_no_causal_language_model_is_refused(tmp_path):
-    "By what it does: a tiny untrained one, whose earlier tokens hardly see the later ones, as well."
+    """By what it does: a tiny untrained one, whose earlier tokens hardly see the later ones, as
+    well."""
     from transformers import (
         BertConfig,
         BertForMaskedLM,

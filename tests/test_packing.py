@@ -1,4 +1,5 @@
-"""Packed, prefix-shared rows must give what separate rows give: log-probabilities and gradients, for every architecture that takes them."""
+"""Packed, prefix-shared rows must give what separate rows give: log-probabilities and gradients,
+for every architecture that takes them."""
 
 import copy
 import math
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from slpo.packing import PreferenceCollator
 from slpo.tokens import _cut
-from slpo.packing import _packed_logps, _why_not_in_chunks, _why_not_packed
+from slpo.packing import batch_logps, _why_not_in_chunks, _why_not_packed
 
 COMMON = dict(
     vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64
@@ -67,7 +68,8 @@ def groups(n, K, seed=0):
 
 @pytest.fixture
 def double_throughout(monkeypatch):
-    "Some layers compute in float32 whatever the model's precision; here that would hide a difference, or look like one."
+    """Some layers compute in float32 whatever the model's precision; here that would hide a
+    difference, or look like one."""
     to, in_float = torch.Tensor.to, torch.Tensor.float
 
     def wide(x):
@@ -86,7 +88,8 @@ def double_throughout(monkeypatch):
 
 
 def one_by_one(model, groups):
-    "(N,) log-probabilities, each completion behind its prompt in a row of its own, with nothing but the model."
+    """(N,) log-probabilities, each completion behind its prompt in a row of its own, with nothing
+    but the model."""
 
     def logp(prompt, completion):
         ids = torch.tensor([prompt + completion], device=model.device)
@@ -109,7 +112,7 @@ def compare(model, groups, row_length, budget_mb=math.inf):
 
     want, want_grads = both(one_by_one(model, groups))
     batch = PreferenceCollator(0, row_length=row_length)(groups)
-    got, grads = both(_packed_logps(model, batch, budget_mb))
+    got, grads = both(batch_logps(model, batch, budget_mb))
     largest = max(g.abs().max() for g in want_grads if g is not None)
     return (got - want).abs().max().item(), max(
         ((a - b).abs().max() / largest).item() for a, b in zip(grads, want_grads) if b is not None
@@ -154,7 +157,7 @@ def test_with_gradient_checkpointing(name, double_throughout):
 
     def grads(model):
         return torch.autograd.grad(
-            _packed_logps(model.train(), batch).sum(), list(model.parameters())
+            batch_logps(model.train(), batch).sum(), list(model.parameters())
         )
 
     plain = grads(model)
@@ -183,14 +186,15 @@ def test_with_adapters(double_throughout):
 
 @pytest.mark.parametrize("name", ["GPTNeoX", "Llama", "GPT2"])
 def test_bfloat16_stays_within_its_own_noise(name):
-    "Packed rows are no further from the float64 result than separate rows are, up to a factor that luck explains."
+    """Packed rows are no further from the float64 result than separate rows are, up to a factor
+    that luck explains."""
     wide = tiny(name, PACKED[name])
     narrow = copy.deepcopy(wide).bfloat16()
     wide = copy.deepcopy(narrow).double()
     many = groups(40, 2)
     with torch.no_grad():
         exact, separate = one_by_one(wide, many), one_by_one(narrow, many)
-        packed = _packed_logps(narrow, PreferenceCollator(0, row_length=200)(many))
+        packed = batch_logps(narrow, PreferenceCollator(0, row_length=200)(many))
     assert (packed - exact).square().mean() < 2 * (separate - exact).square().mean()
 
 
@@ -211,7 +215,7 @@ def test_other_attention_and_leaks_are_seen(monkeypatch):
         assert _why_not_packed(model) is None
         with monkeypatch.context() as m:  # plain causal: everything before is seen
             m.setattr(
-                "slpo.trainer.packed_mask",
+                "slpo.packing.packed_mask",
                 lambda group, part: (
                     torch.ones(group.shape[1], group.shape[1]).tril().bool()[None, None]
                 ),
@@ -240,14 +244,15 @@ def test_a_head_that_is_not_plain_keeps_its_work(monkeypatch):
     )
     assert _why_not_packed(model) is None and "head is a" in _why_not_in_chunks(model)
     model = tiny("Granite", PACKED["Granite"])
-    monkeypatch.setattr("slpo.trainer._after_head", lambda config: {})
+    monkeypatch.setattr("slpo.packing._after_head", lambda config: {})
     assert "unknown" in _why_not_in_chunks(model)
 
 
 @pytest.mark.parametrize("name", ["GPTNeoX", "Llama"])
 @torch.compiler.set_stance("force_eager")
 def test_flex_attention_sees_what_sdpa_sees(name):
-    "Forward only, and not compiled: PyTorch has no backward pass of flex_attention on a CPU, and compiling takes a compiler."
+    """Forward only, and not compiled: PyTorch has no backward pass of flex_attention on a CPU,
+    and compiling takes a compiler."""
     settings = {**PACKED[name], "hidden_size": 64}
     flex, sdpa = (
         tiny(name, settings, torch.float32, attn_implementation=a)
@@ -256,4 +261,4 @@ def test_flex_attention_sees_what_sdpa_sees(name):
     assert _why_not_packed(flex) is None
     with torch.no_grad():
         batch = PreferenceCollator(0, pad_to_multiple_of=128, row_length=60)(groups(6, 2))
-        torch.testing.assert_close(_packed_logps(flex, batch), one_by_one(sdpa, groups(6, 2)))
+        torch.testing.assert_close(batch_logps(flex, batch), one_by_one(sdpa, groups(6, 2)))

@@ -55,7 +55,8 @@ def run(out, processes, **settings):
     ids=["packed", "padded", "online, evaluated first"],
 )
 def test_two_processes_are_one(tmp_path, settings):
-    "Plain SGD, so that the weights show the gradients: batches of 8 groups, as 1 × 8, 2 × 4, and 2 × 2 in two micro-batches."
+    """Plain SGD, so that the weights show the gradients: batches of 8 groups, as 1 × 8, 2 × 4, and
+    2 × 2 in two micro-batches."""
     common = dict(
         optim="sgd",
         learning_rate=0.02,
@@ -93,7 +94,8 @@ def test_two_processes_are_one(tmp_path, settings):
 
 
 def test_a_stream_is_evaluated_once_in_any_number_of_processes(tmp_path):
-    "13 rows and 3 rows, in batches that they do not fill; one optimizer step of all 24 rows before, so that the weights agree."
+    """13 rows and 3 rows, in batches that they do not fill; one optimizer step of all 24 rows
+    before, so that the weights agree."""
     common = dict(
         streamed_eval=True,
         max_steps=1,
@@ -171,7 +173,8 @@ def test_the_command_in_two_processes(tmp_path):
 
 
 def test_packed_rows_of_shared_out_weights():
-    "FSDP's sharding itself, on a CPU. accelerate shards on accelerators only, so the trainer under FSDP is a test for GPUs."
+    """FSDP's sharding itself, on a CPU. accelerate shards on accelerators only, so the trainer
+    under FSDP is a test for GPUs."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [

@@ -1,4 +1,5 @@
-"""What must hold for any input: invariances, agreement with sums over all sequences of a small model and with 50 digits, finite numbers."""
+"""What must hold for any input: invariances, agreement with sums over all sequences of a small
+model and with 50 digits, finite numbers."""
 
 import math
 import random
@@ -94,7 +95,8 @@ def disjoint_logps(draw, B, K):
 
 @st.composite
 def groups(draw, min_K=2, room=True):
-    "B groups of K completions. With `room` the probabilities of a group sum to at most 1/K: a `ratio` target may be K times as large."
+    """B groups of K completions. With `room` the probabilities of a group sum to at most 1/K: a
+    `ratio` target may be K times as large."""
     B, K = draw(st.integers(1, 3)), draw(st.integers(min_K, 5))
     logps, ref_logps = (disjoint_logps(draw, B, K) - room * math.log(K) for _ in range(2))
     return SimpleNamespace(
@@ -108,7 +110,8 @@ def groups(draw, min_K=2, room=True):
 
 @st.composite
 def texts(draw):
-    "Logits, and labels in which any position may be unscored; `predicts` marks the logits that predict a scored label."
+    """Logits, and labels in which any position may be unscored; `predicts` marks the logits that
+    predict a scored label."""
     B, T, V = draw(st.integers(1, 3)), draw(st.integers(2, 6)), draw(st.integers(2, 4))
     labels = array(draw, st.sampled_from([-100, *range(V)]), B, T).long()
     predicts = torch.cat([labels[:, 1:] != -100, torch.zeros(B, 1, dtype=torch.bool)], 1)
@@ -146,7 +149,8 @@ def test_scored_spans_may_be_apart_as_in_a_dialogue_of_many_turns(x):
 
 
 def values_and_gradients(logits, labels):
-    "Of log π(y), and of the tree's two numbers. A row that scores nothing has no other sequence: log p(ȳ) = -inf there, left out."
+    """Of log π(y), and of the tree's two numbers. A row that scores nothing has no other sequence:
+    log p(ȳ) = -inf there, left out."""
     for f in (sequence_logps, lambda *a: ybar_logp_tree(*a)[0], lambda *a: ybar_logp_tree(*a)[1]):
         logits = logits.detach().requires_grad_()
         value = f(logits, labels)
@@ -220,7 +224,8 @@ def test_the_order_of_completions_and_ranks_reorders_the_targets(x, data):
 def test_mass_is_moved_and_not_made(x):
     rest = ybar_logp(x.ref_logps)
     moved = ybar_logp(mass_targets(x.ref_logps, alpha=x.alpha, ranks=x.ranks))
-    # Each probability is known to a few bits of its own; what is left of 1 after taking all of them away, to that over itself.
+    # Each probability is known to a few bits of its own; what is left of 1 after taking all of them
+    # away, to that over itself.
     assert (
         (moved - rest).abs() <= 20 * EPS * (1 + rest.abs() + rest.expm1().abs() / rest.exp())
     ).all(), (moved - rest, rest)
@@ -295,7 +300,8 @@ def test_the_loss_at_its_target_is_exactly_zero(x, form, target, t):
     st.data(),
 )
 def test_no_loss_is_below_zero(x, form, target, t, distance, data):
-    # Near the target, where the two cross-entropies nearly cancel. Each is right to its last bits, so their difference may be -1e-14.
+    # Near the target, where the two cross-entropies nearly cancel. Each is right to its last bits,
+    # so their difference may be -1e-14.
     options = dict(alpha=x.alpha.clamp(max=0.999), target=target, ranks=x.ranks)
     near = mass_targets(x.ref_logps, **options) - 10**distance * array(
         data.draw, st.floats(0, 1), *x.logps.shape
@@ -314,7 +320,8 @@ def test_no_loss_is_below_zero(x, form, target, t, distance, data):
         assert (loss >= -1e-13).all(), loss
 
 
-# Enumeration. A model over at most T tokens is a dictionary, and a probability of anything is a sum over all sequences.
+# Enumeration. A model over at most T tokens is a dictionary, and a probability of anything is a sum
+# over all sequences.
 
 EOS = 0
 
@@ -383,7 +390,8 @@ def others(distribution, ys):
 
 
 def after_moving(R, group, target="mass"):
-    "The whole distribution once every completion of the group has given `alpha` of its mass to those ranked above it."
+    """The whole distribution once every completion of the group has given `alpha` of its mass to
+    those ranked above it."""
     Q = dict(R)
     for y, rank in zip(group.ys, group.ranks):
         better = [z for z, other in zip(group.ys, group.ranks) if other < rank]
@@ -419,7 +427,8 @@ def test_sequence_probabilities_are_products_and_sum_to_1(world):
 
 
 def test_walk_and_closed_form_have_the_same_gradients_at_the_logits():
-    "The walk's are sums of terms near 1 that cancel, good to 1e-15 and no more; the closed form's are right at any size."
+    """The walk's are sums of terms near 1 that cancel, good to 1e-15 and no more; the closed form's
+    are right at any size."""
     rng = torch.Generator().manual_seed(0)
     for size, T in product((0.1, 1.0, 3.0, 40.0), (1, 2, 5, 12)):
         logits = size * torch.randn(6, T + 2, 9, generator=rng, dtype=torch.float64)
@@ -563,7 +572,8 @@ def test_the_relative_losses_are_their_formulas(world, beta):
 
 
 def ulps(got, want, dtype):
-    "The largest error in units in the last place; where the result is subnormal, at most the smallest normal number is forgiven."
+    """The largest error in units in the last place; where the result is subnormal, at most the
+    smallest normal number is forgiven."""
     info, worst = torch.finfo(dtype), 0
     for x, w in zip(got.tolist(), want):
         if abs(w) < info.tiny:
@@ -608,7 +618,8 @@ def test_the_rest_of_three_completions_has_all_its_digits_below_one_half(dtype):
 
 
 def exact_halves(log_p, log_q, t):
-    "Of one completion: the divergence and its derivative, and for each of them the size of the terms whose difference it is."
+    """Of one completion: the divergence and its derivative, and for each of them the size of the
+    terms whose difference it is."""
     z, zq = ((a - mp.log(-mp.expm1(a))) / t for a in (log_p, log_q))
     P, Q, P0, Q0 = (1 / (1 + mp.exp(x)) for x in (-z, -zq, z, zq))
     size, slope = 1 + abs(z) + abs(zq), -t / mp.expm1(log_p)
@@ -622,8 +633,9 @@ def exact_halves(log_p, log_q, t):
 
 @pytest.mark.parametrize("t", [1, 7.5, 60])
 def test_halves_are_right_to_the_last_digits_of_their_terms(t):
-    # With u = t²(1 + |z| + |z*|), values are right to 1e-15 u: relative to 1e-9 above 1e-6 u. Below, digits cancel: at temperature 1 and
-    # log-probabilities of -100 the value is 1e-44 and 0 is returned. The gradient keeps its relative precision at any size.
+    # With u = t²(1 + |z| + |z*|), values are right to 1e-15 u: relative to 1e-9 above 1e-6 u.
+    # Below, digits cancel: at temperature 1 and log-probabilities of -100 the value is 1e-44 and
+    # 0 is returned. The gradient keeps its relative precision at any size.
     masses = [-1e-3, -0.5, -3.0, -20.0, -100.0, -400.0, -700.0]
     rows = [
         (r + step, r - step, r, r)
@@ -655,14 +667,16 @@ def test_halves_are_right_to_the_last_digits_of_their_terms(t):
             assert abs(got - want) <= 4 * EPS * size, (a, b, r0, float(want))
 
 
-# Finite numbers. Log-probabilities from -1e-30 to -1e5, uniform in their logarithm; policy and reference have nothing in common.
+# Finite numbers. Log-probabilities from -1e-30 to -1e5, uniform in their logarithm; policy and
+# reference have nothing in common.
 
 N = 100_000
 
 
 @lru_cache(maxsize=2)
 def random_logps(dtype, K, scaled):
-    "`scaled`: a group's probabilities sum to at most 1 (1) or 1/K (K), as the joint form needs; 0 leaves them alone."
+    """`scaled`: a group's probabilities sum to at most 1 (1) or 1/K (K), as the joint form needs; 0
+    leaves them alone."""
     rng = torch.Generator().manual_seed(K)
 
     def draw():
@@ -695,7 +709,8 @@ def assert_finite(loss, logps, **inputs):
     if bad.any():
         i = bad.nonzero()[0, 0]
         pytest.fail(
-            f"{bad.sum()} of {N}; at {i}: logps {logps[i].tolist()} gives {value[i].item()}, gradient {grad[i].tolist()}; "
+            f"{bad.sum()} of {N}; at {i}: logps {logps[i].tolist()} gives {value[i].item()}, "
+            f"gradient {grad[i].tolist()}; "
             + ", ".join(f"{name} {x[i].tolist()}" for name, x in inputs.items())
         )
 
@@ -744,7 +759,8 @@ def test_slpo_sample_loss_is_finite(dtype, K, beta, anchor):
 
 
 def of_the_authors_code(log_p, log_r, alpha, t_w, t_l):
-    "(target, prediction) pairs of tempered log-probabilities of y and its complement, for chosen and rejected, in 50 digits."
+    """(target, prediction) pairs of tempered log-probabilities of y and its complement, for chosen
+    and rejected, in 50 digits."""
     p, r = [mp.exp(mpf(x)) for x in log_p], [mp.exp(mpf(x)) for x in log_r]
     q = [r[0] + alpha * r[1], (1 - alpha) * r[1]]
 
@@ -768,7 +784,8 @@ def divergence(pairs):
     ],
 )
 def test_presets_are_the_versions_of_the_authors_code(log_p, log_r):
-    "Up to the constant factor of their averages: the listing's is one half, main's a quarter, the branch's one half."
+    """Up to the constant factor of their averages: the listing's is one half, main's a quarter, the
+    branch's one half."""
     logps, ref_logps = (torch.tensor([x], dtype=torch.float64) for x in (log_p, log_r))
     lengths = torch.tensor([[30, 21]])
     chosen, rejected = of_the_authors_code(
@@ -811,7 +828,8 @@ def test_no_loss_decides_how_much_mass_moves():
 
 @pytest.mark.parametrize("K", [2, 3])
 def test_beyond_30_the_anchor_is_its_own_tangent(K):
-    "log A is the group's common score here: A - 1 - log A up to 30, and a straight line of slope e^30 - 1 from there on."
+    """log A is the group's common score here: A - 1 - log A up to 30, and a straight line of slope
+    e^30 - 1 from there on."""
     edge, slope = mp.exp(30) - 1 - 30, mp.exp(30) - 1
     for score in (29.0, 30.0, 31.0, 45.0, 700.0):
         logps = torch.full((1, K), -1000.0 + score, dtype=torch.float64, requires_grad=True)
@@ -829,7 +847,8 @@ def test_beyond_30_the_anchor_is_its_own_tangent(K):
 
 @pytest.mark.parametrize("K", [2, 3])
 def test_the_gradient_of_sample_mass_to_50_digits(K):
-    "β(s_k(1 + λ(A - 1)) - q_k), s the softmax of the scores, for groups near the reference and far from it."
+    """β(s_k(1 + λ(A - 1)) - q_k), s the softmax of the scores, for groups near the reference and
+    far from it."""
     rng, beta, anchor = random.Random(K), 0.1, 0.7
     for size, alpha in product((1e-6, 1e-3, 0.1, 1, 10), (0.0, 0.5, 1.0)):
         logps = torch.tensor(
@@ -900,7 +919,8 @@ def test_relative_losses_are_finite(dtype, K, loss, beta):
 @pytest.mark.parametrize("K", [1, 2, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_rest_is_finite(dtype, K):
-    # Short of a sum of 1: either far from it, or one completion has nearly all and the others share a quarter of what that one leaves.
+    # Short of a sum of 1: either far from it, or one completion has nearly all and the others share
+    # a quarter of what that one leaves.
     logps = random_logps(dtype, K, K)[0] if K > 1 else random_logps(dtype, 1, 0)[0]
     nearly_all = logps[:, :1].double().clamp(max=-1e-30)
     crowded = torch.cat(
@@ -914,7 +934,8 @@ def test_the_rest_is_finite(dtype, K):
 @pytest.mark.parametrize("K", [2, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_targets_are_log_probabilities(dtype, K, target):
-    # Here a group's probabilities may sum to more than 1, and so may what one completion is given: it is cut to 1.
+    # Here a group's probabilities may sum to more than 1, and so may what one completion is given:
+    # it is cut to 1.
     log_r, alpha = random_logps(dtype, K, 0)[1], random_alpha()
     log_q = mass_targets(log_r, alpha=alpha, target=target)
     assert (

@@ -1,4 +1,5 @@
-"""Rankings with and without ties: every loss and every metric compares the pairs that the ranking orders, and no others."""
+"""Rankings with and without ties: every loss and every metric compares the pairs that the ranking
+orders, and no others."""
 
 import itertools
 
@@ -34,7 +35,8 @@ def pairs_of(ranks):
 
 @pytest.mark.parametrize("smoothing", [0, 0.1])
 def test_without_ties_a_pair_is_equation_7_to_the_last_bit(smoothing):
-    "As before `ranks`: cross-entropy with the target [1-ε, ε], which a given ranking does not change."
+    """As before `ranks`: cross-entropy with the target [1-ε, ε], which a given ranking does not
+    change."""
     logps, ref_logps, ranks = group_of((0, 1))
     target = torch.tensor([1 - smoothing, smoothing], dtype=torch.float64)
     want = -(target * (0.1 * (logps - ref_logps)).log_softmax(-1)).sum(-1)
@@ -48,7 +50,8 @@ def test_without_ties_a_pair_is_equation_7_to_the_last_bit(smoothing):
 
 @pytest.mark.parametrize("ranks", RANKINGS, ids=str)
 def test_a_ranking_is_a_series_of_choices(ranks):
-    "Each completion against those below it, averaged within a rank, summed over ranks; written out in loops."
+    """Each completion against those below it, averaged within a rank, summed over ranks; written
+    out in loops."""
     logps, ref_logps, given = group_of(ranks)
     scores, want = 0.1 * (logps - ref_logps), torch.zeros(5, dtype=torch.float64)
     for rank in set(ranks):
@@ -148,7 +151,8 @@ def trainer_of(tmp_path, data, **settings):
 
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_equally_good_completions_do_not_fall_below_worse_ones(tmp_path, loss_type):
-    "In mean log-ratio after 30 steps; and the logs say so: where every pair is in order, the accuracy is 1."
+    """In mean log-ratio after 30 steps; and the logs say so: where every pair is in order, the
+    accuracy is 1."""
     rankings = ((0, 0, 1), (0, 1, 1), (0, 1, 2), (0, 0, 1, 1), (1, 0, 0, 2))
     said = [
         ["apple", "pear", "plum", "fig"],
@@ -177,7 +181,8 @@ def test_equally_good_completions_do_not_fall_below_worse_ones(tmp_path, loss_ty
             trainer.train_dataset["ranks"][i],
         )
         mean, best = gained.mean(0), torch.tensor(in_column) == min(in_column)
-        # A completion between the best and the worst is given mass as well, which may be much for the little that it had.
+        # A completion between the best and the worst is given mass as well, which may be much for
+        # the little that it had.
         promised = [
             (j, k)
             for j, k in pairs_of(in_column)
@@ -202,7 +207,8 @@ def test_equally_good_completions_do_not_fall_below_worse_ones(tmp_path, loss_ty
 
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_a_batch_of_groups_of_several_sizes_is_each_group_alone(tmp_path, loss_type):
-    "K = 2, 3 and 4 in one batch: loss, gradient and metrics are the means of those of batches of one group."
+    """K = 2, 3 and 4 in one batch: loss, gradient and metrics are the means of those of batches of
+    one group."""
     data = ranked_rows((0, 1), (0, 0, 1), (1, 0, 2, 2), n=2)
     trainer = trainer_of(tmp_path, data, loss_type=loss_type, seed=3)
     rows, model = list(trainer.train_dataset), trainer.model.eval()

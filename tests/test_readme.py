@@ -1,6 +1,6 @@
-"""Every code block of README.md runs as printed: stand-ins lie where its names point, and flags that shorten a run are added, those of `SHORTER` and no others."""
+"""Every code block of README.md runs as printed: stand-ins lie where its names point, and flags
+that shorten a run are added, those of `SHORTER` and no others."""
 
-import contextlib
 import json
 import os
 import re
@@ -17,7 +17,8 @@ from slpo.world import preference_world
 
 ROOT = Path(__file__).parents[1]
 README, CI = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / ".ci" / "run").read_text()
-# What README names is stood in for: models, a file that an earlier command leaves, a judge; the world is a sixteenth of itself.
+# What README names is stood in for: models, a file that an earlier command leaves, a judge; the
+# world is a sixteenth of itself.
 MODELS = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
     "EleutherAI/pythia-2.8b",
@@ -29,7 +30,8 @@ MODELS = (
 DATA = ("rows.jsonl", "runs/mine/held_out.jsonl")
 WORLD = 512
 
-# All that is added to its commands: fewer steps, shorter samples, a CPU. Nothing that changes which rows are read, or what is refused.
+# All that is added to its commands: fewer steps, shorter samples, a CPU. Nothing that changes which
+# rows are read, or what is refused.
 SHORTER = {
     "slpo_train": ["--max_steps", "2", "--max_new_tokens", "4", "--use_cpu"],
     "slpo_eval": ["--max_new_tokens", "4"],
@@ -121,7 +123,8 @@ def slpo_bench(words, folder, serve):
 
 
 def accelerate(words, folder, serve):
-    "The recipe is read by accelerate. Its sharding needs GPUs, so that two processes on a CPU run the rest of the command with ddp.yaml."
+    """The recipe is read by accelerate. Its sharding needs GPUs, so that two processes on a CPU run
+    the rest of the command with ddp.yaml."""
     from accelerate.commands.config.config_args import load_config_from_file
 
     assert words[:2] == ["launch", "--config_file"] and words[3] == "$(which slpo_train)", words
@@ -148,7 +151,9 @@ def accelerate(words, folder, serve):
         tool["slpo_train"],
     ]
     (folder / "sitecustomize.py").write_text(
-        "import sys\nif any(word.endswith('slpo_train') for word in sys.orig_argv[:3]):\n    from slpo.data import preference_world as world\n"
+        "import sys\n"
+        "if any(word.endswith('slpo_train') for word in sys.orig_argv[:3]):\n"
+        "    from slpo.world import preference_world as world\n"
         f"    world.__defaults__ = ({WORLD}, *world.__defaults__[1:])\n"
     )
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
@@ -172,7 +177,8 @@ def accelerate(words, folder, serve):
 
 
 def pip(words, folder, serve):
-    "What is installed, and under which constraints, exists; tests/test_package.py and .ci/run install it."
+    """What is installed, and under which constraints, exists; tests/test_package.py and .ci/run
+    install it."""
     assert words[0] == "install"
     if "-c" in words:
         assert (ROOT / words[words.index("-c") + 1]).is_file()

@@ -1,4 +1,5 @@
-"""What stands in a recipe's file, and what is typed as a flag: read as the setting wants it, or named with file, line and setting."""
+"""What stands in a recipe's file, and what is typed as a flag: read as the setting wants it, or
+named with file, line and setting."""
 
 import dataclasses
 import typing
@@ -294,16 +295,12 @@ def test_a_word_for_true_or_false_is_not_told_to_be_quoted_where_it_would_be_ref
         assert f"line 1: {name} is " in said and "expected " in said and 'write "' not in said
     if name not in ("dtype", "temperature", "report_to"):
         for allowed in said.split("expected one of ")[1].split(", "):
-            settings_of(
-                tmp_path,
-                f"{name}: {allowed}"
-                + {
-                    "form": "\nloss_type: slpo",
-                    "target": "\nloss_type: slpo",
-                    "preset": "\nloss_type: slpo",
-                }.get(name, "")
-                + "\ntemperature: 2" * (allowed == "main"),
-            )
+            text = f"{name}: {allowed}\n"
+            if name in ("form", "target", "preset"):
+                text += "loss_type: slpo\n"
+            if allowed == "main":
+                text += "temperature: 2\n"
+            settings_of(tmp_path, text)
         assert f"line 1: {name} is 'nope': expected one of" in complaint(tmp_path, f"{name}: nope")
 
 
@@ -361,6 +358,6 @@ def test_deepspeed_that_is_not_there(tmp_path, monkeypatch):
         (None, "--deepspeed: it is not installed"),
         (True, "--deepspeed ds.json: no such file"),
     ):
-        monkeypatch.setattr("slpo.cli.find_spec", lambda name: installed)
+        monkeypatch.setattr("slpo.flags.find_spec", lambda name: installed)
         with pytest.raises(ValueError, match=message):
             parse_run(["--deepspeed", "ds.json", "--output_dir", "out"])

@@ -1,8 +1,8 @@
-"""The recipes of the Pythia-2.8B experiment say what the experiment is, and the options that follow the original DPO code do what it does."""
+"""The recipes of the Pythia-2.8B experiment say what the experiment is, and the options that
+follow the original DPO code do what it does."""
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -210,7 +210,8 @@ def load(folder, *flags):
 
 
 def test_no_row_is_left_out_without_a_word(tmp_path, capsys):
-    "Eight prompts of three rows each, four rows to hold out: two prompts or more, whose other rows are neither trained nor evaluated on."
+    """Eight prompts of three rows each, four rows to hold out: two prompts or more, whose other
+    rows are neither trained nor evaluated on."""
     (tmp_path / "rows.jsonl").write_text(
         "".join(
             json.dumps(hh(f"Question {i // 3}?", f"answer {i}", "no")) + "\n" for i in range(24)
@@ -305,7 +306,8 @@ def test_the_command_takes_one_target_a_prompt_before_its_preference_stage(tmp_p
 
 
 def kept_lengths(prompt, chosen, rejected, longest=512, prompt_room=256):
-    "What the original code leaves of three lengths (completions with EOS): prompt first; where that is not enough, completions down to 256."
+    """What the original code leaves of three lengths (completions with EOS): prompt first; where
+    that is not enough, completions down to 256."""
     if prompt + max(chosen, rejected) > longest:
         prompt = min(prompt, prompt_room)
     if prompt + max(chosen, rejected) > longest:

@@ -1,20 +1,20 @@
-"""The reference: one meaning under adapters, kept numbers of no other one, training that starts there."""
+"""The reference: one meaning under adapters, kept numbers of no other one, training that starts
+there."""
 
 import json
 import logging
 import math
 import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM
 
-import slpo.trainer
+import slpo.reference
 from slpo import SLPOConfig, SLPOTrainer
 from slpo.tokens import train_tokenizer
 
@@ -280,13 +280,14 @@ def test_an_adapter_that_adds_nothing_yet_is_not(tmp_path, passes, again):
 
 def test_the_key_is_the_same_in_every_process():
     "PEFT's settings hold a set of names, which is in another order in each process."
-    assert json.loads(slpo.trainer._canonical([{"target_modules": set("hgabfe"), "n": 1}])) == [
+    assert json.loads(slpo.reference._canonical([{"target_modules": set("hgabfe"), "n": 1}])) == [
         {"target_modules": list("abefgh"), "n": 1}
     ]
 
 
 class Packing4Bit(torch.nn.Linear):
-    "As bitsandbytes' Linear4bit on a CPU: a pass without gradients repacks it, and ends its gradients."
+    """As bitsandbytes' Linear4bit on a CPU: a pass without gradients repacks it, and ends its
+    gradients."""
 
     support_avx512bf16_for_cpu, packed = True, False
 
@@ -476,7 +477,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path, caplog, monkeypa
     def fill(*args):
         resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
 
-    write = slpo.trainer._write_kept
+    write = slpo.reference._write_kept
 
     def write_then_fill(*args):
         write(*args)
@@ -484,7 +485,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path, caplog, monkeypa
 
     wanted = numbers(make(tmp_path, rows=BIG, ref_cache_dir=""))
     if full == "during the pass":
-        monkeypatch.setattr(slpo.trainer, "_write_kept", write_then_fill)
+        monkeypatch.setattr(slpo.reference, "_write_kept", write_then_fill)
     train, evals = BIG, ROWS  # the second would find room
     try:
         if full == "before the pass":

@@ -1,4 +1,5 @@
-"""A run that goes on is the run that was begun: other data, losses or seeds are refused; another rate is done, and recorded."""
+"""A run that goes on is the run that was begun: other data, losses or seeds are refused; another
+rate is done, and recorded."""
 
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from small_run import make, weights
-from slpo.trainer import _data_fingerprint, last_checkpoint
+from slpo.stopping import _data_fingerprint, last_checkpoint
 
 RATE = dict(max_steps=6, logging_steps=1, lr_scheduler_type="constant", save_steps=2)
 
@@ -165,9 +166,9 @@ def test_the_name_of_data_is_that_of_tokens_ranks_and_order():
 
 def test_the_command_does_not_go_on_with_other_data_or_settings(tmp_path, monkeypatch, capsys):
     from slpo.cli import train_main
-    import slpo.trainer
+    import slpo.stopping
 
-    on_step_end = slpo.trainer._Interrupt.on_step_end
+    on_step_end = slpo.stopping._Interrupt.on_step_end
 
     def stop(self, args, state, control, **kwargs):  # as SIGTERM after the second step
         if state.global_step == 2:
@@ -222,7 +223,7 @@ def test_the_command_does_not_go_on_with_other_data_or_settings(tmp_path, monkey
         return status, capsys.readouterr().err
 
     with monkeypatch.context() as m:
-        m.setattr(slpo.trainer._Interrupt, "on_step_end", stop)
+        m.setattr(slpo.stopping._Interrupt, "on_step_end", stop)
         assert run("one.jsonl")[0] == 128 + 15
 
     def refused(data, word, *flags):

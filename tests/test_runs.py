@@ -1,4 +1,5 @@
-"""What a command prints and keeps is of the rows that were used; what cannot work is said before anything is computed; nothing that was computed is lost."""
+"""What a command prints and keeps is of the rows that were used; what cannot work is said before
+anything is computed; nothing that was computed is lost."""
 
 import json
 import random
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import slpo.cli as cli
-from slpo.cli_eval import EvalArguments, eval_main, parse_eval
-from slpo.flags import RunArguments, parse_run
+import slpo.cli_eval as cli_eval
 from slpo.cli import _check_stages, _load_data, train_main
+from slpo.cli_eval import EvalArguments, eval_main, parse_eval
 from slpo.evaluate import SampleTable
+from slpo.flags import RunArguments, parse_run
 from slpo.settings import SLPOConfig
 from slpo.trainer import SLPOTrainer
 
@@ -54,6 +56,13 @@ def here(tmp_path, monkeypatch, chat_model):
     return ["--model_name_or_path", "model", "--dataset_name", "rows.jsonl", "--output_dir", "out"]
 
 
+@pytest.fixture
+def unread(monkeypatch):
+    "Rows that fail the test where one of the commands reads them."
+    for module in (cli, cli_eval):
+        monkeypatch.setattr(module, "load_preferences", lambda *_, **__: pytest.fail("read"))
+
+
 def load(*flags):
     run, args = parse_run(
         [
@@ -86,7 +95,7 @@ def test_a_share_of_a_small_file_is_held_out(here, n, size):
 
 def test_a_size_that_is_asked_for_is_taken_or_another_one_is_named_that_works(here, capsys):
     rng = random.Random(0)
-    for trial in range(4):
+    for _ in range(4):
         n, prompts = rng.randint(2, 60), rng.randint(2, 9)
         rows = [pair(i, f"Prompt {rng.randrange(prompts)}") for i in range(n)]
         write("rows.jsonl", rows)
@@ -254,14 +263,12 @@ def test_every_count_is_of_the_rows_that_were_used(here, capsys):
     ],
 )
 def test_settings_that_cannot_work_are_named_before_the_data_are_read(
-    here, capsys, monkeypatch, name, value
+    here, capsys, unread, name, value
 ):
-    monkeypatch.setattr(cli, "load_preferences", lambda *_, **__: pytest.fail("read"))
     assert train_main([*here, *SHORT, f"--{name}", value]) == 2 and name in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written_is_found_first(here, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "load_preferences", lambda *_, **__: pytest.fail("read"))
+def test_a_folder_that_cannot_be_written_is_found_first(here, capsys, monkeypatch, unread):
     for folder in ("rows.jsonl", "rows.jsonl/out"):
         assert train_main([*here, *SHORT, "--output_dir", folder]) == 2
         assert folder in (said := capsys.readouterr().err) and "is a file" in said
@@ -319,7 +326,7 @@ def test_slpo_eval_looks_at_everything_before_it_generates(here, capsys, monkeyp
     def generate(*_, **__):
         raise AssertionError("generated")
 
-    monkeypatch.setattr(cli, "generate", generate)
+    monkeypatch.setattr(cli_eval, "generate", generate)
     status, said = (
         eval_main(
             [
@@ -394,7 +401,7 @@ def test_answers_are_kept_whatever_comes_after(here, tmp_path, capsys, monkeypat
     with open("broken/baseline.jsonl", "a") as f:
         f.write('{"ids": [[1, 2')  # killed in the middle of a line
     until(12)
-    monkeypatch.setattr(cli, "sample_kl", lambda *_: 1 / 0)
+    monkeypatch.setattr(cli_eval, "sample_kl", lambda *_: 1 / 0)
     assert (
         eval_main([*flags, "--output_dir", "broken"]) == 2
         and Path("broken/answers.jsonl").read_text() == whole
@@ -534,13 +541,12 @@ NOT_A_MODEL = {
 
 @pytest.mark.parametrize("case", NOT_A_MODEL)
 def test_a_name_that_is_no_model_is_told_by_its_model_files_first(
-    here, chat_model, capsys, monkeypatch, case
+    here, chat_model, capsys, unread, case
 ):
     "Whatever flag names it, before any rows are read."
     change, name, words = NOT_A_MODEL[case]
     shutil.copytree(chat_model, "mine")
     change(Path("mine"))
-    monkeypatch.setattr(cli, "load_preferences", lambda *_, **__: pytest.fail("read"))
     rows = ["--dataset_name", "rows.jsonl", "--output_dir", "out"]
     calls = [
         (train_main, ["--model_name_or_path", name]),
@@ -609,8 +615,7 @@ def test_a_tokenizer_that_does_not_fit_is_said_with_its_folder(here, chat_model,
         (["--report_to", "wandbb"], ["--report_to wandbb: no such tracker; did you mean wandb?"]),
     ],
 )
-def test_what_no_evaluation_or_tracker_has_is_said_first(here, capsys, monkeypatch, flags, words):
-    monkeypatch.setattr(cli, "load_preferences", lambda *_, **__: pytest.fail("read"))
+def test_what_no_evaluation_or_tracker_has_is_said_first(here, capsys, unread, flags, words):
     short = (
         [x for x in SHORT if x not in ("--report_to", "none")] if "--report_to" in flags else SHORT
     )

@@ -1,6 +1,7 @@
-"""Settings that cannot work, or would have no effect, are refused by name, before anything is loaded or computed."""
+"""Settings that cannot work, or would have no effect, are refused by name, before anything is
+loaded or computed."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -69,6 +70,19 @@ IMPOSSIBLE = [
     dict(anchor=float("inf")),
     dict(temperature=None, loss_type="slpo"),
     dict(loss_type=None),
+    dict(seed=None),
+    dict(seed="lucky"),
+    dict(seed=True),
+    dict(max_steps="many"),
+    dict(max_steps=2.5),
+    dict(max_steps=float("inf")),
+    dict(learning_rate=None),
+    dict(learning_rate=[1e-6]),
+    dict(logging_steps="often"),
+    dict(warmup_steps="0.1 or so"),
+    dict(save_total_limit="two"),
+    dict(eval_steps="never", eval_strategy="steps"),
+    dict(neftune_noise_alpha={}),
 ]
 
 
@@ -140,6 +154,57 @@ def test_words_for_numbers_are_numbers():
     assert (a.learning_rate, a.beta, a.alpha) == (1e-6, 0.3, 1.0) and config(
         temperature="2", loss_type="slpo"
     ).temperature == 2
+
+
+def test_whole_numbers_in_words_are_whole_numbers():
+    "Those of transformers as well, before it computes with them."
+    a = config(
+        max_steps="5",
+        seed="3",
+        per_device_train_batch_size="1e1",
+        gradient_accumulation_steps=2.0,
+        save_total_limit="2",
+        save_steps="50",
+        warmup_steps="0.1",
+    )
+    assert (a.max_steps, a.seed, a.save_total_limit, a.save_steps) == (5, 3, 2, 50)
+    assert (a.train_batch_size, a.gradient_accumulation_steps, a.warmup_steps) == (10, 2, 0.1)
+    assert isinstance(a.gradient_accumulation_steps, int) and isinstance(a.max_steps, int)
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("seed", None, "a whole number, 0 or above"),
+        ("max_steps", None, "a whole number"),
+        ("max_steps", "5.5", "a whole number"),
+        ("learning_rate", "fast", "a number, 0 or above"),
+        ("adam_beta1", "0.9.", "a number from 0 to 1"),
+        ("logging_steps", "often", "a number"),
+    ],
+)
+def test_a_message_says_what_was_expected_and_what_was_given(name, value, expected):
+    with pytest.raises(ValueError) as e:
+        config(**{name: value})
+    assert str(e.value) == f"{name}={value!r}: expected {expected}"
+
+
+@pytest.mark.parametrize(
+    "name", ["max_length", "max_grad_norm", "data_seed", "save_total_limit", "neftune_noise_alpha"]
+)
+def test_none_stays_where_it_means_something(name):
+    assert getattr(config(**{name: None}), name) is None
+
+
+def test_a_subclass_has_its_numbers_read_as_well():
+    @dataclass
+    class Own(SLPOConfig):
+        margin: float = 0.0
+        word: str = "any"
+
+    assert Own(output_dir="unused", use_cpu=True, margin="0.5", word="5").margin == 0.5
+    with pytest.raises(ValueError, match="margin='wide': expected a number"):
+        Own(output_dir="unused", use_cpu=True, margin="wide")
 
 
 @pytest.mark.parametrize(

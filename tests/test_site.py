@@ -1,10 +1,10 @@
-"""The site: it builds without a warning, its links lead somewhere, it asks no other host for anything, and a browser shows it without complaint."""
+"""The site: it builds without a warning, its links lead somewhere, it asks no other host for
+anything, and a browser shows it without complaint."""
 
 import base64
 import copy
 import functools
 import http.server
-import json
 import os
 import re
 import subprocess
@@ -17,6 +17,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbconvert.filters import markdown2html
 
+import notebooks
 import slpo
 
 ROOT = Path(__file__).parents[1]
@@ -85,22 +86,15 @@ def test_every_notebook_and_public_name_has_its_place(pages):
 
 
 def cells_of(name):
-    "(id, type, directives, source without them, outputs) of each cell of a notebook that its page shows."
-    found = []
-    for cell in json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
-        lines = "".join(cell["source"]).split("\n")
-        count = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
-        directives = " ".join(lines[:count])
-        if "hide" not in directives and "default_exp" not in directives:
-            source = "\n".join(lines[count:]).strip("\n")
-            found.append(
-                (cell["id"], cell["cell_type"], directives, source, cell.get("outputs", []))
-            )
-    return found
+    "(id, kind, directives, source, outputs) of each cell of a notebook that its page shows."
+    cells = notebooks.read(ROOT / "nbs" / f"{name}.ipynb")
+    shown = [c for c in cells if not c.hidden]
+    return [(c.id, c.kind, " ".join(c.directives), c.source, c.outputs) for c in shown]
 
 
 def seen(text):
-    "Lines of code or output as a reader sees them: blanks at their ends, and empty lines around them, show nowhere."
+    """Lines of code or output as a reader sees them: blanks at their ends, and empty lines around
+    them, show nowhere."""
     return re.sub(r"[ \t]+$", "", text, flags=re.M).strip("\n")
 
 
@@ -215,10 +209,23 @@ def test_no_page_shows_a_template_that_was_not_filled(pages):
             assert not (found := re.fullmatch(r"\s*\{+\w+\}+\s*", text)), f"{name}: {found[0]}"
 
 
+def test_a_folded_cell_is_closed_until_it_is_opened(pages):
+    "Its listing stands in a `details` element, behind a line that names what it defines."
+    folded = 0
+    for name in NOTEBOOKS:
+        for cell, kind, directives, source, _ in cells_of(name):
+            if kind == "code" and "fold" in directives.split():
+                place = pages[f"{name}.html"].find(id=cell).find_next("details")
+                assert "open" not in place.attrs and place.find("summary").text.strip()
+                assert seen(place.find("pre").text) == seen(source)
+                folded += 1
+    assert folded > 50
+
+
 def test_comments_on_parameters_are_shown(pages):
     rows = {
         row.find("code").text: row
-        for row in pages["api/loss.html"]
+        for row in pages["api/sample_mass.html"]
         .find(id="slpo_sample_loss")
         .find_next("table")
         .find_all("tr")
@@ -226,7 +233,7 @@ def test_comments_on_parameters_are_shown(pages):
     }
     assert "weight of the term" in rows["anchor"].text and "float = 1.0" in rows["anchor"].text
     assert (
-        "learning rate" in pages["api/trainer.html"].find(id="SLPOConfig").find_next("table").text
+        "learning rate" in pages["api/settings.html"].find(id="SLPOConfig").find_next("table").text
     )
 
 
@@ -273,7 +280,8 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
 
 
 def test_no_formula_is_left_as_text(pages):
-    "Outside code: neither a dollar sign nor TeX (\\n is in docstrings), and what was TeX is MathML."
+    """Outside code: neither a dollar sign nor TeX (\\n is in docstrings), and what was TeX is
+    MathML."""
     formulas = 0
     for name, page in pages.items():
         formulas += len(page.find_all("math"))
@@ -322,10 +330,19 @@ def test_a_browser_shows_every_page(address, pages, open_page):
         page.goto(address + name)
         shown = page.evaluate("""async () => {
             await document.fonts.ready
-            const drawn = [...document.querySelectorAll('article math')], small = m => { const box = m.getBoundingClientRect(); return box.width < 3 || box.height < 3 }
-            return {formulas: drawn.length, flat: drawn.filter(small).map(m => m.outerHTML), errors: document.querySelectorAll('merror').length,
-                    font: [...document.fonts].some(f => f.family == 'Math' && f.status == 'loaded'),
-                    broken: [...document.images].filter(i => i.complete && !i.naturalWidth).length}}""")
+            const drawn = [...document.querySelectorAll('article math')]
+            const small = m => {
+                const box = m.getBoundingClientRect()
+                return box.width < 3 || box.height < 3
+            }
+            const lost = i => i.complete && !i.naturalWidth
+            return {
+                formulas: drawn.length,
+                flat: drawn.filter(small).map(m => m.outerHTML),
+                errors: document.querySelectorAll('merror').length,
+                font: [...document.fonts].some(f => f.family == 'Math' && f.status == 'loaded'),
+                broken: [...document.images].filter(lost).length,
+            }}""")
         assert not shown["flat"] and not shown["errors"] and not shown["broken"], f"{name}: {shown}"
         assert shown["font"] or not shown["formulas"], (
             f"{name}: the font of the formulas was not loaded"
@@ -337,8 +354,15 @@ def test_a_browser_shows_every_page(address, pages, open_page):
                 f"{name} is {wide} px wide on a screen of {width}"
             )
             cut = page.evaluate("""() => {
-                const scrolls = e => e && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
-                return [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e)).map(e => e.outerHTML.slice(0, 200))}""")
+                const scrolls = e => {
+                    if (!e) return false
+                    const boxed = ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)
+                    return boxed || scrolls(e.parentElement)
+                }
+                const out = e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e)
+                const found = [...document.querySelectorAll('article *')].filter(out)
+                return found.map(e => e.outerHTML.slice(0, 200))
+            }""")
             assert not cut, (
                 f"{name}: out of a screen of {width}, and in no box that scrolls: {cut[0]}"
             )
@@ -350,7 +374,8 @@ def test_search_and_palette(address, open_page):
     page.goto(address)
     page.click("input[name=query]")
     page.wait_for_function(
-        "document.querySelector('.md-search-result__meta').textContent.trim() == 'Type to start searching'",
+        "document.querySelector('.md-search-result__meta').textContent.trim()"
+        " == 'Type to start searching'",
         timeout=90_000,
     )  # words typed before the index is there are lost
     page.keyboard.type("slpo_loss")  # it listens to keys, not to what `fill` sends

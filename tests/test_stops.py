@@ -1,4 +1,5 @@
-"""Runs that are killed, asked to stop, or out of disk: the next start goes on, and ends where an undisturbed run ends."""
+"""Runs that are killed, asked to stop, or out of disk: the next start goes on, and ends where an
+undisturbed run ends."""
 
 import json
 import os
@@ -15,18 +16,19 @@ import pytest
 import torch
 
 from small_run import make, weights
-from slpo.trainer import Interrupted, last_checkpoint
+from slpo.stopping import Interrupted, last_checkpoint
 
 KILLS = int(os.environ.get("SLPO_KILLS", 6))
 
 
 def child(out, **settings) -> int:
-    "A run in a fork, which needs no imports of its own: its process id. Nothing here may have used torch's threads before."
+    """A run in a fork, which needs no imports of its own: its process id. Nothing here may have
+    used torch's threads before."""
     if pid := os.fork():
         return pid
     try:
         torch.set_num_threads(1)
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         trainer = make(out, **settings)
         trainer.train(resume_from_checkpoint=True)
         torch.save(weights(trainer), Path(out) / "weights.pt")
@@ -52,7 +54,8 @@ def finish(out, **settings):
 
 
 def test_killed_at_any_moment_a_run_ends_where_it_would_have(tmp_path):
-    "kill -9 at random moments, caching and checkpointing included (a checkpoint after every step); SLPO_KILLS=200 for more of them."
+    """kill -9 at random moments, caching and checkpointing included (a checkpoint after every
+    step); SLPO_KILLS=200 for more of them."""
     import slpo.trainer  # noqa: F401  (imported once, before the forks)
 
     start = time.time()
@@ -129,7 +132,8 @@ def test_no_checkpoint_is_said_where_none_is_wanted(tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
-    "A limit on the size of files, which fails as a full disk does; reached while checkpoint-5 is written."
+    """A limit on the size of files, which fails as a full disk does; reached while checkpoint-5 is
+    written."""
     from transformers import TrainerCallback
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -142,10 +146,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     trainer = make(tmp_path)
     trainer.add_callback(Fill())
     try:
-        with pytest.raises(
-            OSError,
-            match="checkpoint-5 could not be written .*The last complete checkpoint is .*checkpoint-4: resume",
-        ):
+        whole = "The last complete checkpoint is .*checkpoint-4: resume"
+        with pytest.raises(OSError, match=f"checkpoint-5 could not be written .*{whole}"):
             trainer.train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -156,7 +158,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 
 
 def test_the_loss_that_is_returned_is_that_of_the_whole_run(tmp_path):
-    "The mean over all groups, each step with its own; after the last log, before it, and in a run that was stopped and goes on."
+    """The mean over all groups, each step with its own; after the last log, before it, and in a run
+    that was stopped and goes on."""
     from transformers import TrainerCallback
 
     class Stop(TrainerCallback):
@@ -192,7 +195,8 @@ def test_the_loss_that_is_returned_is_that_of_the_whole_run(tmp_path):
 
 
 def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(tmp_path, monkeypatch):
-    "A run started anew in its folder comes to checkpoint-2 once more, and is killed while it is written."
+    """A run started anew in its folder comes to checkpoint-2 once more, and is killed while it is
+    written."""
     make(tmp_path, max_steps=3).train()
     assert last_checkpoint(tmp_path / "run").endswith("checkpoint-3")
     trainer, seen = make(tmp_path, max_steps=3), []

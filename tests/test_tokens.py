@@ -1,4 +1,4 @@
-"""Which tokens a row of text or messages becomes: the prompt's, the completions', and where each of them ends."""
+"""Which tokens a row of text or messages becomes: prompt, completions, and their ends."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ TEMPLATE = """{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }
 FULL = """{% if tools %}TOOLS:{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}{% if shout %}LOUD{% endif %}{% for m in messages %}[{{ m.role }}
 {%- if m.name %} {{ m.name }}{% endif %}]{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}
 {%- for c in m.tool_calls or [] %}<call>{{ c | tojson }}{% endfor %}{{ eos_token }}
-{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""  # noqa: E501
 TOOL = {
     "type": "function",
     "function": {
@@ -55,7 +55,7 @@ def adding(bos=False, eos=False, template=TEMPLATE):
 
 
 def marking(scheme="first", template=None):
-    "A tokenizer that begins a text with a mark of space, and puts BOS before it, as those made with SentencePiece do."
+    "A tokenizer that begins a text with a mark of space, and BOS before it, as SentencePiece does."
     inner = Tokenizer(models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     inner.decoder = decoders.Metaspace(prepend_scheme=scheme)
@@ -109,7 +109,7 @@ MAKERS = {
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_joint_tokens_are_those_of_the_whole_text(name):
-    "Groups of 2 to 5 completions; the prompt holds the tokens that stand wholly in its text, and no token of a completion."
+    "Of 2 to 5 completions: the prompt has the tokens that stand wholly in its text, and no others."
     tokenizer, rng, straddling = MAKERS[name](), random.Random(0), 0
 
     def text(n):
@@ -142,15 +142,14 @@ def test_joint_tokens_are_those_of_the_whole_text(name):
             assert all(end <= len(prompt) for _, end in spans[:n])
         alone = encode_prompt(prompt, tokenizer)
         straddling += alone != group["prompt_ids"]
-        if (
-            alone != group["prompt_ids"]
-        ):  # then the next token is not common to all, or begins in the prompt and ends in a completion
+        if alone != group["prompt_ids"]:
+            # then the next token is not common to all, or begins in the prompt and ends after it
             assert len({ids[0] for ids in group["completion_ids"]}) > 1 or spans[n][1] > len(prompt)
     assert straddling > 3 or "space mark, always" in name
 
 
 def test_completions_of_a_marking_tokenizer_are_as_its_text_has_them():
-    template = "{% for m in messages %}<|{{ m.role[0] }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<|a|>\n{% endif %}"
+    template = "{% for m in messages %}<|{{ m.role[0] }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<|a|>\n{% endif %}"  # noqa: E501
     tokenizer = marking(template=template)
     row = dict(
         prompt=[say("user", "question")],
@@ -188,18 +187,18 @@ def test_a_tokenizer_without_offsets_takes_the_tokens_that_prompt_and_whole_have
         def __len__(self):
             return len(tokenizer)
 
-    from slpo.tokens import _joint
+    from slpo.tokens import _joint, _setup
 
-    prompt, completions, changed = _joint("question ", ["yes", "no"], Slow(), False, (False, False))
-    assert (
-        changed
-        and prompt == group["prompt_ids"]
-        and completions == [ids[:-1] for ids in group["completion_ids"]]
+    prompt, completions, changed = _joint(
+        "question ", tokenizer("question ")["input_ids"], ["yes", "no"], False, _setup(Slow())
     )
+    assert changed
+    assert prompt == group["prompt_ids"]
+    assert completions == [ids[:-1] for ids in group["completion_ids"]]
 
 
 def ends_in(mark, special=True):
-    "A chat template that ends every turn in this mark and a line break; EOS is another token, or the same."
+    "A chat template that ends every turn in this mark and a line break; EOS may be another token."
     tokenizer = train_tokenizer(["yes no question"] * 9, vocab_size=270)
     if mark != EOS and special:
         tokenizer.add_special_tokens({"additional_special_tokens": ["<start>", mark]})
@@ -247,7 +246,7 @@ def test_a_turn_ends_where_the_template_ends_it(mark, special, end, how):
     ],
 )
 def test_of_several_special_tokens_the_one_that_ends_every_turn_is_the_end(after, end):
-    "Phi-3's template writes EOS once more after the last turn; DeepSeek's has special tokens after a call, before the end."
+    "Phi-3's template writes EOS again after the last turn; DeepSeek's ends a call before the turn."
     tokenizer = ends_in("<end>")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<start>", "<end>", "<calls>"]})
     calls = after.partition("<end>")[0] if "<calls>" in after else ""
@@ -292,7 +291,7 @@ def test_eos_at_the_end_of_a_text_is_the_end(end):
 
 def test_a_template_that_rewrites_the_prompt_is_shown():
     tokenizer = train_tokenizer(["yes no question"] * 9, vocab_size=270)
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{% if loop.last %}LAST {% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{% if loop.last %}LAST {% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"  # noqa: E501
     with pytest.raises(BadRows) as e:
         one(
             dict(
@@ -303,7 +302,7 @@ def test_a_template_that_rewrites_the_prompt_is_shown():
             tokenizer,
         )
     assert (
-        "another way when a completion follows: '[user]LAST question[assistant]' alone, '[user]question[assistant]LAST yes' with it"
+        "another way when a completion follows: '[user]LAST question[assistant]' alone, '[user]question[assistant]LAST yes' with it"  # noqa: E501
         in str(e.value)
     )
 
@@ -689,7 +688,7 @@ def test_ultrafeedback_has_its_prompt_in_the_conversations(tmp_path):
 
 
 FOREIGN = {
-    "Llama 3": "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "Llama 3": "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",  # noqa: E501
     "Gemma": "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
     "ChatML": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
     "Zephyr": "<|user|>\nHi</s>\n<|assistant|>\n",
@@ -745,9 +744,9 @@ def test_marks_of_the_tokenizers_own_are_fine(caplog):
         )
         tokenize_preferences(Dataset.from_list(marked_rows(FOREIGN[family])), tokenizer)
     tokenizer = train_tokenizer(["yes no"])  # letters, but its template writes them
-    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"  # noqa: E501
     tokenize_preferences(Dataset.from_list(marked_rows(FOREIGN["Mistral"])), tokenizer)
-    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"  # noqa: E501
     tokenize_preferences(Dataset.from_list(marked_rows(FOREIGN["Phi"])), tokenizer)
     plain = [dict(prompt="if a < b | c > d: x[1]", chosen="<b>yes</b>", rejected="[no]")]
     tokenize_preferences(Dataset.from_list(plain), train_tokenizer(["yes no"]))

@@ -1,4 +1,5 @@
-"""Our losses beside the numbers that TRL's DPOTrainer printed (tests/trl_fixture.py says how they were recorded)."""
+"""Our losses beside the numbers that TRL's DPOTrainer printed (tests/trl_fixture.py says how they
+were recorded)."""
 
 import json
 from pathlib import Path
@@ -38,7 +39,8 @@ def test_ipo_on_token_averages_equals_trl(record, beta):
 
 
 def test_a_run_logs_what_trl_logged():
-    "The same rows, tokenizer, model and arguments, with two names changed: loss, gradient and rewards of every step."
+    """The same rows, tokenizer, model and arguments, with two names changed: loss, gradient and
+    rewards of every step."""
 
     class Config(SLPOConfig):
         def __init__(self, **kwargs):

@@ -1,4 +1,5 @@
-"""Attention that does not see everything: packed rows are vouched for on the longest groups of the data, or they are padded."""
+"""Attention that does not see everything: packed rows are vouched for on the longest groups of
+the data, or they are padded."""
 
 import datasets
 import pytest
@@ -9,7 +10,7 @@ from test_packing import GROUPED, groups, one_by_one, tiny
 
 from slpo import SLPOConfig, SLPOTrainer
 from slpo.tokens import tokenize_preferences, train_tokenizer
-from slpo.packing import _packed_logps
+from slpo.packing import batch_logps
 
 datasets.disable_progress_bars()
 
@@ -103,7 +104,8 @@ def longest(dataset):
 @pytest.mark.parametrize("K,tokenised", [(2, False), (4, True)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_boundary(kind, K, tokenised, tmp_path):
-    "The last token predicts nothing, so that all is seen while the longest row has one token more than the window or chunk."
+    """The last token predicts nothing, so that all is seen while the longest row has one token
+    more than the window or chunk."""
     text = rows_of_text(K)
     groups = tokenize_preferences(text, WORDS)
     n = longest(groups)
@@ -122,7 +124,7 @@ def test_without_the_trial_packed_rows_would_be_far_off(kind, tmp_path, monkeypa
 
 @pytest.mark.parametrize("kind", ["window", "chunk"])
 def test_what_no_setting_names_is_seen_in_the_numbers(kind, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("slpo.trainer._out_of_reach", lambda *a: None)
+    monkeypatch.setattr("slpo.reference._out_of_reach", lambda *a: None)
     t = trainer(model_that_sees(kind, 16), tmp_path, rows_of_text(2))
     assert (
         not t.data_collator.packed
@@ -184,7 +186,7 @@ def test_data_that_come_later_are_tried_where_they_are_longer(tmp_path, monkeypa
     t = trainer(model_that_sees("window", 25), tmp_path, rows_of_text(2, n=3))
     later = tokenize_preferences(rows_of_text(2, n=4), WORDS)
     tried = []
-    monkeypatch.setattr("slpo.trainer._why_not_long", lambda *a, **k: tried.append(a))
+    monkeypatch.setattr("slpo.reference._why_not_long", lambda *a, **k: tried.append(a))
     t._check_layout(t.train_dataset)
     assert not tried  # no longer than before
     t._check_layout(later)
@@ -249,10 +251,10 @@ def test_a_soft_cap_is_kept_when_the_head_works_in_chunks(monkeypatch):
         want = one_by_one(model, many)
         for budget in (1e9, 0.002):
             torch.testing.assert_close(
-                _packed_logps(model, PreferenceCollator(0)(many), budget),
+                batch_logps(model, PreferenceCollator(0)(many), budget),
                 want,
                 rtol=1e-5,
                 atol=1e-4,
             )
-    monkeypatch.setattr("slpo.trainer._after_head", lambda config: {"scale": 1.0, "softcap": None})
+    monkeypatch.setattr("slpo.packing._after_head", lambda config: {"scale": 1.0, "softcap": None})
     assert "unknown" in _why_not_in_chunks(model)  # the trial sees one that is left out

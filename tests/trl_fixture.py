@@ -2,10 +2,10 @@
 
     pip install torch==2.13.0 trl==1.16.0 && python tests/trl_fixture.py
 
-Two small random models are policy and reference; for every pair it writes TRL's log-probabilities,
-the lengths, and TRL's loss for one batch that holds this pair alone. Then it trains, and writes what
-TRL logged at every step. And the arguments that DPOConfig adds to TrainingArguments or gives another
-default, with their defaults, and those of DPOTrainer.
+Two small random models are policy and reference; for every pair it writes TRL's log-
+probabilities, the lengths, and TRL's loss for one batch that holds this pair alone. Then it
+trains, and writes what TRL logged at every step. And the arguments that DPOConfig adds to
+TrainingArguments or gives another default, with their defaults, and those of DPOTrainer.
 """
 
 import dataclasses
@@ -122,7 +122,8 @@ def defaults(cls):
 
 
 def own_arguments(Config):
-    "The fields that a configuration adds to TrainingArguments or gives another default, with their defaults."
+    """The fields that a configuration adds to TrainingArguments or gives another default, with
+    their defaults."""
     base = defaults(TrainingArguments)
     return {k: v for k, v in defaults(Config).items() if k not in base or v != base[k]}
 
