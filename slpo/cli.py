@@ -62,7 +62,8 @@ from .packing import _vocabulary
 from .plot import CHOSEN, REJECTED, REST, use_style
 from .settings import SLPOConfig, _KNOBS, _LOSS_DEFAULTS
 from .tokens import train_tokenizer
-from .trainer import Interrupted, SLPOTrainer, _STAYS, _best_and_rest, _metrics, _tokenized
+from .stopping import _STAYS, Interrupted
+from .trainer import SLPOTrainer, _best_and_rest, _metrics, _tokenized
 from .world import world_reward
 
 # %% ../nbs/21_cli.ipynb #cell-004
