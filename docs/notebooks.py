@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def exported(self) -> bool:
-        return self.has("export")
+        return self.has("export") or self.has("exporti")
 
     @property
     def hidden(self) -> bool:
