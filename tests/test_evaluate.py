@@ -1,4 +1,5 @@
-"""What is sampled is the model's own distribution and ends where the model ends it; intervals of any size in little memory."""
+"""What is sampled is the model's own distribution and ends where the model ends it; intervals of
+any size in little memory."""
 
 import json
 import tracemalloc
@@ -30,7 +31,8 @@ def spoken(*special, template=None):
 
 
 def markov_model(tokenizer, chain, sure=40.0):
-    "A transformer that says after each token of `chain` (texts of one token each) the next, and then begins anew."
+    """A transformer that says after each token of `chain` (texts of one token each) the next, and
+    then begins anew."""
     V = len(tokenizer)
     config = LlamaConfig(
         vocab_size=V,
@@ -183,7 +185,8 @@ def test_samples_of_an_adapter_are_the_models_own_too():
 
 
 def test_prompts_have_the_tokens_that_training_has(monkeypatch):
-    "Empty ones, those of tokenizers that add EOS or BOS, and messages with tools and settings for the template."
+    """Empty ones, those of tokenizers that add EOS or BOS, and messages with tools and settings for
+    the template."""
     from datasets import Dataset
     from tokenizers.processors import TemplateProcessing
     from slpo.tokens import tokenize_preferences

@@ -391,7 +391,8 @@ def test_4xx_stops_at_once_with_what_the_server_says(tmp_path, serve, status):
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_the_key_is_not_sent_along_to_where_a_server_points(tmp_path, serve, monkeypatch, status):
-    "A judge that moves to another host and port gets the question's answer, and no key: whoever redirects could send it anywhere."
+    """A judge that moves to another host and port gets the question's answer, and no key: whoever
+    redirects could send it anywhere."""
     arrived = []
 
     def elsewhere(handler):
@@ -515,7 +516,8 @@ def test_another_judge_template_answer_or_order_is_another_question(tmp_path, se
 
 
 def test_killed_and_started_again(tmp_path, serve):
-    "kill -9 in the middle, then half a line: the second run asks for the rest alone, and ends where an undisturbed one ends."
+    """kill -9 in the middle, then half a line: the second run asks for the rest alone, and ends
+    where an undisturbed one ends."""
 
     def says(question, before):
         time.sleep(0.05)
@@ -661,7 +663,8 @@ def test_requests_per_minute_count_later_tries(tmp_path, serve):
 
 
 def test_the_key_is_nowhere(tmp_path, serve, capfd, monkeypatch):
-    "Not when all is well, not when a server echoes it in answers, errors or junk; not with --debug; not at another host."
+    """Not when all is well, not when a server echoes it in answers, errors or junk; not with
+    --debug; not at another host."""
     other = serve(lambda question, before: "Verdict: A")
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
