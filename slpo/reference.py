@@ -127,7 +127,7 @@ def _renumbered(rows: list) -> list:
 
 # %% ../nbs/15_reference.ipynb #c15-011
 class PackedTrainer(Trainer):
-    """Packs groups into shared rows where that is exact and pads them elsewhere; log-probabilities of
+    """Packs groups into shared rows where that is exact, pads them elsewhere; log-probabilities of
     batches and of whole data sets."""
 
     args: SLPOConfig

@@ -194,7 +194,8 @@ def test_prompts_have_the_tokens_that_training_has(monkeypatch):
     for after in ("$A <|endoftext|>", "<b> $A", "<b> $A <|endoftext|>", "$A"):
         tokenizer = spoken(
             "<b>",
-            template="{{ tools | tojson if tools }}{{ mood }}{% for m in messages %}{{ m.content }}{% endfor %}",
+            template="{{ tools | tojson if tools }}{{ mood }}"
+            "{% for m in messages %}{{ m.content }}{% endfor %}",
         )
         tokenizer.bos_token = "<b>"
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -227,7 +228,8 @@ def test_prompts_have_the_tokens_that_training_has(monkeypatch):
 
 def test_a_template_that_refuses_a_prompt_says_which():
     tokenizer = spoken(
-        template="{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}{{ m.content }}{% endfor %}"
+        template="{% for m in messages %}{% if m.role == 'system' %}"
+        "{{ raise_exception('no system here') }}{% endif %}{{ m.content }}{% endfor %}"
     )
     model = markov_model(tokenizer, ["a", "b"])
     talks = [[{"role": role, "content": "a"}] for role in ("user", "system")]
@@ -253,7 +255,8 @@ def test_more_new_tokens_than_the_model_has_positions_are_refused():
     assert len(generate(model, tokenizer, ["a" * 10], max_new_tokens=6, desc=None)) == 1
     with pytest.raises(
         ValueError,
-        match="max_new_tokens=7: the model has 16 positions, and the longest prompt takes 10 of them: lower max_new_tokens to at most 6",
+        match="max_new_tokens=7: the model has 16 positions, and the longest prompt takes 10 of "
+        "them: lower max_new_tokens to at most 6",
     ):
         generate(model, tokenizer, ["a", "a" * 10], max_new_tokens=7, desc=None)
     with pytest.raises(ValueError, match="leave such prompts out"):

@@ -1,6 +1,7 @@
 """The LLM judge and `slpo_eval`, against servers that answer, fail, stall, truncate and lie, and
 against `transformers serve`."""
 
+import contextlib
 import email.utils
 import json
 import os
@@ -98,10 +99,8 @@ class FakeServer(ThreadingHTTPServer):
             }.items():
                 self.send_header(name, value)
             self.end_headers()
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 self.wfile.write(raw)
-            except BrokenPipeError:
-                pass
 
         do_GET = do_POST
 
@@ -279,6 +278,27 @@ def hang_up(handler, question, before):
     return longer(question) if before else handler.connection.close()
 
 
+TROUBLE = [
+    "500",
+    "503",
+    "nan",
+    "stall",
+    "cut",
+    "cut_unannounced",
+    "hang_up",
+    "html",
+    "no_choices",
+    "schema",
+    "list",
+    "content_list",
+    "message_text",
+    "null_choices",
+    "empty",
+    "bytes",
+    "nested",
+]
+
+
 @pytest.mark.parametrize(
     "says",
     [
@@ -307,7 +327,7 @@ def hang_up(handler, question, before):
             )
         ),
     ],
-    ids="500 503 nan stall cut cut_unannounced hang_up html no_choices schema list content_list message_text null_choices empty bytes nested".split(),
+    ids=TROUBLE,
 )
 def test_trouble_that_passes_changes_nothing(tmp_path, serve, says):
     if says.__code__.co_argcount == 3 and "lie" in says.__code__.co_varnames:
@@ -550,7 +570,7 @@ def test_killed_and_started_again(tmp_path, serve):
         ]
 
     if not (child := os.fork()):  # needs no imports of its own
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         os._exit(eval_main(flags(server, "broken")))
     file = tmp_path / "broken" / "verdicts.jsonl"
     while not file.exists() or len(file.read_bytes().splitlines()) < 10:
@@ -823,7 +843,10 @@ def models(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("models")
     tokenizer = train_tokenizer([r["chosen"] for r in preference_world(50)], vocab_size=400)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     for i, name in enumerate(("policy", "reference")):
         torch.manual_seed(i)
         model = GPTNeoXForCausalLM(
@@ -1080,7 +1103,8 @@ def test_transformers_serve(tmp_path, models):
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(
             package,
-            reason="transformers serve needs fastapi, uvicorn and openai: pip install 'transformers[serving]'",
+            reason="transformers serve needs fastapi, uvicorn and openai: "
+            "pip install 'transformers[serving]'",
         )
     import socket
     import urllib.request
@@ -1099,7 +1123,7 @@ def test_transformers_serve(tmp_path, models):
         "--device",
         "cpu",
     ]
-    log = open(tmp_path / "log", "wb")
+    log = open(tmp_path / "log", "wb")  # noqa: SIM115
     p = subprocess.Popen(
         command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=subprocess.STDOUT
     )
