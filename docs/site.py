@@ -144,7 +144,7 @@ def page(name: str, cells: list, names: dict, figures: dict) -> str:
     module = notebooks.module(cells)
     for cell in cells:
         if cell.kind == "markdown":
-            parts.append(link(cell.text, names))
+            parts += [f'<div id="{cell.id}"></div>', link(cell.text, names)]
         if cell.kind != "code" or cell.hidden:
             continue
         parts += code_cell(cell, module)
