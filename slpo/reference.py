@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger']
 
-# %% ../nbs/15_reference.ipynb #c15-002
+# %% ../nbs/15_reference.ipynb #cell-502
 import copy
 import hashlib
 import io
@@ -48,7 +48,7 @@ from .settings import SLPOConfig
 
 logger = logging.getLogger("slpo")
 
-# %% ../nbs/15_reference.ipynb #c15-004
+# %% ../nbs/15_reference.ipynb #cell-504
 def _datasets_of(eval_dataset) -> list:
     "Evaluation data as a list: of one data set (or None), or of each in a dict."
     return [*eval_dataset.values()] if isinstance(eval_dataset, dict) else [eval_dataset]
@@ -92,12 +92,12 @@ def _why_whole_head(models: list, shared_out: bool) -> str | None:
     reasons = (_why_not_in_chunks(model) for _, model in models)
     return next(filter(None, reasons), None)
 
-# %% ../nbs/15_reference.ipynb #c15-005
+# %% ../nbs/15_reference.ipynb #cell-505
 def _of_first_process(values: list, world_size: int) -> list:
     "What the first process has, in every process."
     return broadcast_object_list(values) if world_size > 1 else values
 
-# %% ../nbs/15_reference.ipynb #c15-009
+# %% ../nbs/15_reference.ipynb #cell-509
 def _token_ids(dataset):
     "(prompt_ids, completion_ids) of each row, without holding all of them."
     for rows in dataset.select_columns(["prompt_ids", "completion_ids"]).iter(batch_size=1000):
@@ -125,7 +125,7 @@ def _renumbered(rows: list) -> list:
         n += len(row)
     return numbered
 
-# %% ../nbs/15_reference.ipynb #c15-011
+# %% ../nbs/15_reference.ipynb #cell-511
 class PackedTrainer(Trainer):
     """Packs groups into shared rows where that is exact, pads them elsewhere; log-probabilities of
     batches and of whole data sets."""
@@ -255,7 +255,7 @@ class PackedTrainer(Trainer):
                 bar.update(len(indices))
         return found
 
-# %% ../nbs/15_reference.ipynb #c15-013
+# %% ../nbs/15_reference.ipynb #cell-513
 def _canonical(settings) -> str:
     "JSON of settings, the same in every process: the order of a set of strings is not."
 
@@ -276,7 +276,7 @@ def _weight_bytes(x):
     yield repr((x.dtype, tuple(x.shape))).encode()
     yield x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
-# %% ../nbs/15_reference.ipynb #c15-014
+# %% ../nbs/15_reference.ipynb #cell-514
 def _adapter_state(model) -> list:
     "What decides about adapters beside their weights: settings, strengths, which are on or merged."
     if not hasattr(model, "peft_config"):
@@ -311,7 +311,7 @@ def _adapter_is_idle(model) -> bool:
 def _is_adapted(model) -> bool:
     return hasattr(model, "disable_adapter")
 
-# %% ../nbs/15_reference.ipynb #c15-015
+# %% ../nbs/15_reference.ipynb #cell-515
 def _fingerprint(model, dataset, *options) -> str:
     """Names a model's log-probabilities of a tokenised data set: 32 hexadecimal digits. An adapter
     that adds nothing is left out, since its other, random half decides nothing. Raises what torch
@@ -336,7 +336,7 @@ def _fingerprint(model, dataset, *options) -> str:
         digest.update(repr(group).encode())
     return digest.hexdigest()[:32]
 
-# %% ../nbs/15_reference.ipynb #c15-016
+# %% ../nbs/15_reference.ipynb #cell-516
 def _layout(collator, in_chunks: bool) -> list:
     "What of the layout decides about a log-probability's last digits."
     layout = [getattr(collator, "packed", None), in_chunks]
@@ -359,7 +359,7 @@ def _name_or_none(model, dataset, *options) -> str | None:
         )
         return None
 
-# %% ../nbs/15_reference.ipynb #c15-020
+# %% ../nbs/15_reference.ipynb #cell-520
 def _read_kept(path: Path, total: int) -> np.ndarray | None:
     """The numbers in a file of reference log-probabilities; None where there is no such file or,
     with a warning, where it does not hold `total` finite numbers."""
@@ -384,7 +384,7 @@ def _read_kept(path: Path, total: int) -> np.ndarray | None:
     )
     return None
 
-# %% ../nbs/15_reference.ipynb #c15-021
+# %% ../nbs/15_reference.ipynb #cell-521
 def _kept_file(args, model, dataset, *options) -> Path | None:
     """The file for a model's log-probabilities of a data set; None: none is wanted, this process
     has none, or it has no name."""
@@ -419,7 +419,7 @@ def _warn_not_kept(folder: Path, error: OSError):
         error,
     )
 
-# %% ../nbs/15_reference.ipynb #c15-024
+# %% ../nbs/15_reference.ipynb #cell-524
 def _check_shares():
     "Raise `ValueError` where a process would not have the weights that the reference pass needs."
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() == "true":
@@ -463,7 +463,7 @@ def _swapped(weights):
 def _has_reference(dataset) -> bool:
     return dataset is not None and "ref_logps" in (dataset.column_names or ())
 
-# %% ../nbs/15_reference.ipynb #c15-027
+# %% ../nbs/15_reference.ipynb #cell-527
 class ReferenceTrainer(PackedTrainer):
     """Log-probabilities of the reference: the policy as it is when the trainer is built, or another
     model. A column of every data set, read from a file where they are known; a model, where a data

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'last_checkpoint', 'Interrupted']
 
-# %% ../nbs/16_stopping.ipynb #c16-002
+# %% ../nbs/16_stopping.ipynb #cell-502
 import hashlib
 import json
 import logging
@@ -32,7 +32,7 @@ from .settings import _KNOBS
 
 logger = logging.getLogger("slpo")
 
-# %% ../nbs/16_stopping.ipynb #c16-004
+# %% ../nbs/16_stopping.ipynb #cell-504
 def last_checkpoint(
     folder,  # an output_dir
 ) -> str | None:  # path of its newest complete checkpoint
@@ -60,7 +60,7 @@ def _what_is_whole(output_dir) -> str:
         return "No checkpoint has been written."
     return f"The last complete checkpoint is {path}: resume_from_checkpoint=True goes on from it."
 
-# %% ../nbs/16_stopping.ipynb #c16-008
+# %% ../nbs/16_stopping.ipynb #cell-508
 def _few(rows, most: int = 20) -> str:
     "The first numbers of rows, for a message."
     numbers = ", ".join(map(str, sorted(rows)[:most]))
@@ -91,7 +91,7 @@ def _no_finite_logp(dtype, step: int, rows: list, output_dir) -> str:
         f"begun, a lower learning_rate. {_what_is_whole(output_dir)}"
     )
 
-# %% ../nbs/16_stopping.ipynb #c16-009
+# %% ../nbs/16_stopping.ipynb #cell-509
 def _no_gradient(rows: list, loss_type: str, trainable: list) -> str:
     cause = (
         "trainable weights that the loss does not depend on (an adapter that is off, or whose two "
@@ -109,7 +109,7 @@ def _no_gradient(rows: list, loss_type: str, trainable: list) -> str:
         f"{len(trainable)} weights are trainable{names}"
     )
 
-# %% ../nbs/16_stopping.ipynb #c16-012
+# %% ../nbs/16_stopping.ipynb #cell-512
 def _starts_elsewhere(most: float, rows: list) -> str:
     return (
         "before the first step the policy's log-probabilities differ from the reference's, by up "
@@ -151,7 +151,7 @@ def _random_part(model) -> str:
             return f"a dropout of {module.p} in {name}"
     return "a layer that draws random numbers in training, or works in another way there"
 
-# %% ../nbs/16_stopping.ipynb #c16-013
+# %% ../nbs/16_stopping.ipynb #cell-513
 class SafeTrainer(ReferenceTrainer):
     """Starts only where its reference is, and takes no step on numbers that are not finite, nor a
     first step that would change nothing."""
@@ -240,10 +240,10 @@ class SafeTrainer(ReferenceTrainer):
             _random_part(self.model),
         )
 
-# %% ../nbs/16_stopping.ipynb #c16-015
+# %% ../nbs/16_stopping.ipynb #cell-515
 _NOT_COUNTED = -1  # in place of a row's number
 
-# %% ../nbs/16_stopping.ipynb #c16-016
+# %% ../nbs/16_stopping.ipynb #cell-516
 class MeasuringTrainer(SafeTrainer):
     """Logs and evaluations are means over groups, every row once, whatever the batches and
     processes."""
@@ -317,7 +317,7 @@ class MeasuringTrainer(SafeTrainer):
         values = self.accelerator.gather_for_metrics(values, **how)
         return values[self._counted] if len(values) == len(self._counted) else values
 
-# %% ../nbs/16_stopping.ipynb #c16-018
+# %% ../nbs/16_stopping.ipynb #cell-518
 def _read_sums(path, rank: int, world_size: int) -> tuple:
     """The sums in a checkpoint: of the training loss over the whole run, and of each metric since
     the last log. Where another number of processes wrote them, the first one takes all."""
@@ -333,7 +333,7 @@ def _read_sums(path, rank: int, world_size: int) -> tuple:
             total[key] = np.add(total[key], sums)
     return seen, total
 
-# %% ../nbs/16_stopping.ipynb #c16-021
+# %% ../nbs/16_stopping.ipynb #cell-521
 _STAYS = """loss_type seed data_seed optim optim_args weight_decay adam_beta1 adam_beta2
     adam_epsilon dataloader_drop_last train_sampling_strategy disable_dropout"""
 _LENGTH = ("max_steps", "num_train_epochs")
@@ -372,7 +372,7 @@ def _reference_mean(dataset) -> float | None:  # nats
         return None
     return float(np.mean([logps[0] for logps in dataset[:1000]["ref_logps"]]))
 
-# %% ../nbs/16_stopping.ipynb #c16-022
+# %% ../nbs/16_stopping.ipynb #cell-522
 def _what_stays(args, own_loss: str | None) -> dict:
     "Settings that must stay when a run goes on; of a loss of one's own, those of every loss."
     knobs = " ".join(_KNOBS.values()) if own_loss else _KNOBS[args.loss_type]
@@ -417,7 +417,7 @@ def _changed_settings(then: dict, now: dict, max_steps: int) -> dict:
         changed.pop("num_train_epochs", None)  # the other one rules
     return changed
 
-# %% ../nbs/16_stopping.ipynb #c16-023
+# %% ../nbs/16_stopping.ipynb #cell-523
 def _too_late(changed: dict, finished: bool, deepspeed: bool) -> dict:
     "Those of the changes that this run cannot make."
     refused: dict = {}
@@ -442,7 +442,7 @@ def _another_run(path, other: dict, finished: bool) -> str:
         "another output_dir (--output_dir)"
     )
 
-# %% ../nbs/16_stopping.ipynb #c16-026
+# %% ../nbs/16_stopping.ipynb #cell-526
 def _take_rates(optimizer, schedule, base: list):
     "Set the rates to those of a schedule at its present step; `base`: peak rates, of each group."
     schedule.base_lrs = base
@@ -470,7 +470,7 @@ def _rescale(optimizer, schedule, old: float, new: float):
         if hasattr(schedule, name):
             setattr(schedule, name, [rate * new / old for rate in getattr(schedule, name)])
 
-# %% ../nbs/16_stopping.ipynb #c16-029
+# %% ../nbs/16_stopping.ipynb #cell-529
 def _check_checkpoint(path):
     """Raise where a checkpoint is not whole: `FileNotFoundError`, or `ValueError` that names the
     file."""
@@ -508,7 +508,7 @@ def _why_broken(file: Path) -> str | None:
         return "it was cut short, or is no file of torch's"  # torch.save writes zip files
     return None
 
-# %% ../nbs/16_stopping.ipynb #c16-030
+# %% ../nbs/16_stopping.ipynb #cell-530
 def _step_of(path) -> int:
     "The step in the name of a checkpoint; -1 for another name."
     step = Path(path).name.removeprefix("checkpoint-")
@@ -548,7 +548,7 @@ def _past_the_end(path: str, step: int, total: int, args) -> str:
         "as it is"
     )
 
-# %% ../nbs/16_stopping.ipynb #c16-032
+# %% ../nbs/16_stopping.ipynb #cell-532
 class Interrupted(KeyboardInterrupt):
     "Training was asked to stop; `signal` is the number of the signal."
 
@@ -556,7 +556,7 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.signal = signal
 
-# %% ../nbs/16_stopping.ipynb #c16-033
+# %% ../nbs/16_stopping.ipynb #cell-533
 class _Interrupt(TrainerCallback):
     "Ends training after the step in which a process was sent a signal."
 
@@ -595,7 +595,7 @@ def _signals(trainer):
         for s, handler in before.items():
             signal.signal(s, handler)
 
-# %% ../nbs/16_stopping.ipynb #c16-035
+# %% ../nbs/16_stopping.ipynb #cell-535
 class ResumableTrainer(MeasuringTrainer):
     """Goes on where it stopped, from a checkpoint of its own run, and stops when it is asked to.
     Checkpoints hold the sums of the metrics and what the run is made of."""
@@ -753,7 +753,7 @@ class ResumableTrainer(MeasuringTrainer):
             raise Interrupted(self._signal, f"stopped after {at}. {whole}")
         return out._replace(training_loss=self._mean_loss())
 
-# %% ../nbs/16_stopping.ipynb #c16-037
+# %% ../nbs/16_stopping.ipynb #cell-537
 _METHODS = {
     "slpo_sample": "SLPO-sample, derived from Ho 2025",
     "dpo": "DPO (Rafailov et al. 2023)",
@@ -786,7 +786,7 @@ def _base_name(path: str | None) -> str:
         return "a model built from its configuration"
     return Path(path).name if Path(path).exists() else path
 
-# %% ../nbs/16_stopping.ipynb #c16-038
+# %% ../nbs/16_stopping.ipynb #cell-538
 def _as_list(*values) -> list:
     "What was given, one by one: words, lists of words, or None."
     words = []
@@ -826,7 +826,7 @@ def _results(log_history: list) -> dict:
     last = log_history[-1] if log_history else {}
     return {k: f"{v:.4g}" for k, v in last.items() if k.startswith("eval_") and "/" in k}
 
-# %% ../nbs/16_stopping.ipynb #c16-039
+# %% ../nbs/16_stopping.ipynb #cell-539
 _CARD = """---
 {head}
 ---
@@ -846,7 +846,7 @@ def _write_card(folder: Path, head: ModelCardData, title: str, facts: dict):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
-# %% ../nbs/16_stopping.ipynb #c16-040
+# %% ../nbs/16_stopping.ipynb #cell-540
 def _facts(base: str, args, own_loss: str | None, dataset, state, changes: list) -> dict:
     "What the model card says: name -> value."
     facts = {
@@ -859,7 +859,7 @@ def _facts(base: str, args, own_loss: str | None, dataset, state, changes: list)
     facts |= _results(state.log_history)
     return facts | {p: version(p) for p in ("slpo", "torch", "transformers", "datasets")}
 
-# %% ../nbs/16_stopping.ipynb #c16-041
+# %% ../nbs/16_stopping.ipynb #cell-541
 class DescribedTrainer(ResumableTrainer):
     "Writes what was done beside the model that it saves."
 

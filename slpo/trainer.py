@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'SLPOTrainer']
 
-# %% ../nbs/17_trainer.ipynb #c17-001
+# %% ../nbs/17_trainer.ipynb #cell-501
 import inspect
 import logging
 import math
@@ -76,7 +76,7 @@ def _best_and_rest(values, ranks) -> tuple:  # ((B,), (B,))
 
     return mean(best), mean(~best)
 
-# %% ../nbs/17_trainer.ipynb #c17-004
+# %% ../nbs/17_trainer.ipynb #cell-504
 def _group_metrics(args, logps, ref_logps, ranks) -> dict:
     "Metrics of a loss, (B,) each; of `slpo` also how far its targets are."
     if args.loss_type != "slpo":
@@ -86,7 +86,7 @@ def _group_metrics(args, logps, ref_logps, ranks) -> dict:
     chosen, rejected = _best_and_rest((target - logps).to(logps), ranks)
     return metrics | {"target_gap/chosen": chosen, "target_gap/rejected": rejected}
 
-# %% ../nbs/17_trainer.ipynb #c17-007
+# %% ../nbs/17_trainer.ipynb #cell-507
 class LossTrainer(DescribedTrainer):
     """A preference loss for each group, of any size; the loss of a step is a mean over all its
     groups."""
@@ -200,7 +200,7 @@ class LossTrainer(DescribedTrainer):
         labels = torch.zeros(len(outputs), device=outputs.device)
         return (loss, None, None) if prediction_loss_only else (loss, outputs, labels)
 
-# %% ../nbs/17_trainer.ipynb #c17-009
+# %% ../nbs/17_trainer.ipynb #cell-509
 class _FilledUp(torch.utils.data.IterableDataset):
     """A stream whose last batch is as full as the others: with copies of its first row, which are
     not counted."""
@@ -228,7 +228,7 @@ class _FilledUp(torch.utils.data.IterableDataset):
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(epoch)
 
-# %% ../nbs/17_trainer.ipynb #c17-013
+# %% ../nbs/17_trainer.ipynb #cell-513
 def _tokenized(dataset, tokenizer, args):
     "The groups of a data set, cut as the settings say."
     if dataset is None:
@@ -257,7 +257,7 @@ def _check_rows(name: str, dataset):
         f"argument '{name}': expected a datasets.Dataset or IterableDataset, got {kind}: {remedy}"
     )
 
-# %% ../nbs/17_trainer.ipynb #c17-014
+# %% ../nbs/17_trainer.ipynb #cell-514
 class RowsTrainer(LossTrainer):
     """Whole steps in training; every row in an evaluation, and rows that come after the trainer was
     built."""
@@ -347,7 +347,7 @@ class RowsTrainer(LossTrainer):
         test_dataset = self._later("test_dataset", test_dataset)
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
-# %% ../nbs/17_trainer.ipynb #c17-016
+# %% ../nbs/17_trainer.ipynb #cell-516
 def _default(f):
     return f.default_factory() if f.default_factory is not MISSING else f.default
 
@@ -389,7 +389,7 @@ def _check_inputs(args, model, ref_model, processing_class, train_dataset, evals
     _check_kinds(model, ref_model)
     _check_names(args, model, ref_model, processing_class)
 
-# %% ../nbs/17_trainer.ipynb #c17-017
+# %% ../nbs/17_trainer.ipynb #cell-517
 def _check_causal(model):
     """Raises `ValueError` for a model in which an earlier token's logits depend on a later token,
     and for one without logits of its vocabulary."""
@@ -430,7 +430,7 @@ def _check_trainable(model):
             "unfreeze some, or give a peft_config"
         )
 
-# %% ../nbs/17_trainer.ipynb #c17-018
+# %% ../nbs/17_trainer.ipynb #cell-518
 def _prepared(model, tokenizer, args, peft_config):
     """The model as it is trained: with its new adapter, without dropout. Raises `ValueError` where
     it does not fit."""
@@ -463,7 +463,7 @@ def _prepared_reference(ref_model, args, dtype, tokenizer):
         _disable_dropout(ref_model)
     return ref_model
 
-# %% ../nbs/17_trainer.ipynb #c17-019
+# %% ../nbs/17_trainer.ipynb #cell-519
 def _loaded(model, args, processing_class, peft_config) -> tuple:
     "Model and tokenizer, ready for training."
     model = _load_model(model, args)
@@ -476,7 +476,7 @@ def _collator(model, tokenizer, args) -> PreferenceCollator:
     multiple = _multiple(model, args.pad_to_multiple_of)
     return PreferenceCollator(tokenizer.pad_token_id, multiple, args.packing, args.row_length)
 
-# %% ../nbs/17_trainer.ipynb #c17-020
+# %% ../nbs/17_trainer.ipynb #cell-520
 class SLPOTrainer(RowsTrainer):
     """Preference optimisation of a causal language model; a drop-in for TRL's `DPOTrainer`. Raises
     `BadRows` for rows that cannot be trained on, `ValueError` for models and settings that do not
@@ -531,7 +531,7 @@ class SLPOTrainer(RowsTrainer):
         self._settle_layout(ref_model)
         self._set_reference(ref_model)
 
-# %% ../nbs/17_trainer.ipynb #c17-024
+# %% ../nbs/17_trainer.ipynb #cell-524
 _TESTED = "transformers 5.23.0 and 5.24.0"
 # methods that transformers calls, or that we call
 _HOOKS = """train evaluate predict log evaluation_loop prediction_step compute_loss save_model
@@ -544,7 +544,7 @@ _ATTRIBUTES = """model_accepts_loss_kwargs gather_function is_fsdp_enabled is_de
     _created_lr_scheduler"""
 _CALLED_BY_OTHERS = """_get_output_dir predict save_model train get_optimizer_cls_and_kwargs"""
 
-# %% ../nbs/17_trainer.ipynb #c17-025
+# %% ../nbs/17_trainer.ipynb #cell-525
 def _missing_names() -> list:
     "What slpo overrides or reads in transformers and accelerate, and they do not have."
     source = inspect.getsource(sys.modules[Trainer.__module__])
@@ -581,7 +581,7 @@ def _check_surface():
 
 _check_surface()
 
-# %% ../nbs/17_trainer.ipynb #c17-026
+# %% ../nbs/17_trainer.ipynb #cell-526
 # paths of the version before
 __getattr__ = moved(
     __name__,

@@ -70,7 +70,7 @@ def test_every_notebook_and_public_name_has_its_place(pages):
             listed = next(
                 (found for page in pages.values() if (found := page.find("code", id=name))), None
             )
-            assert listed and re.search(r"\d\d_\w+\.html#cell-", str(listed.find_next("a"))), (
+            assert listed and re.search(r"\d\d_\w+\.html#[\w-]+", str(listed.find_next("a"))), (
                 f"{name} has no API entry"
             )
             continue
@@ -81,7 +81,7 @@ def test_every_notebook_and_public_name_has_its_place(pages):
             and len(entry.find_next("p").text) > 20
         ), f"{name}: no signature or docstring"
         assert re.search(
-            r"\d\d_\w+\.html#cell-", str(entry.find_next("a", href=re.compile("ipynb|html#cell-")))
+            r"\d\d_\w+\.html#[\w-]+", str(entry.find_next("a", href=re.compile(r"\d\d_\w+\.html#")))
         )
 
 
