@@ -135,8 +135,8 @@ def test_a_slider_moves_a_figure(lab, tmp_path, open_page):
 def test_a_notebook_opens_and_runs(name, lab, tmp_path, open_page):
     page = open_page()
     shutil.copytree(NBS.parent / "paper", tmp_path / "paper")
-    for name in ("tests", "docs"):  # what index and 91_paper read
-        shutil.copytree(NBS.parent / name, tmp_path / name)
+    for folder in ("tests", "docs"):  # what index and 91_paper read
+        shutil.copytree(NBS.parent / folder, tmp_path / folder)
     open_and_run(page, lab, name)
     page.wait_for_timeout(2000)
     save_and_look(page, tmp_path / "nbs" / name, seconds=300)
