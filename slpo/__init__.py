@@ -17,7 +17,7 @@ _WHERE = {
     "ybar": "log1mexp ybar_logp ybar_logp_tree",
     "loss": "PRESETS slpo_loss",
     "sample_mass": "slpo_sample_loss",
-    "family": "ipo_loss",
+    "family": "ipo_loss nca_loss sppo_loss",
     "world": "preference_world split_hh world_reward",
     "files": "BadRows",
     "data": "load_preferences",
@@ -59,7 +59,7 @@ if TYPE_CHECKING:  # the same names, for tools that do not run this file
     from .data import load_preferences
     from .dpo import dpo_loss, preference_accuracy
     from .evaluate import SampleTable, sample_kl
-    from .family import ipo_loss
+    from .family import ipo_loss, nca_loss, sppo_loss
     from .files import BadRows
     from .judge import Judge, judge_win_rate
     from .logps import sequence_logps

@@ -131,7 +131,7 @@ def _check_numbers(args):
             setattr(args, f.name, number)  # others stay as they are: save_steps=10 is no 10.0
 
 # %% ../nbs/13_settings.ipynb #cell-006
-LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "sft")
+LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "nca", "sppo", "sft")
 
 _CHOICES = {
     "loss_type": LOSSES,
@@ -183,6 +183,8 @@ _KNOBS = {
     "slpo_sample": "alpha beta anchor",
     "dpo": "beta label_smoothing",
     "ipo": "beta",
+    "nca": "alpha beta",
+    "sppo": "alpha beta",
     "sft": "",
 }
 
@@ -334,14 +336,14 @@ class SLPOConfig(TrainingArguments):
     loss_type: str = _knob(
         "slpo_sample",
         "slpo_sample (SLPO, equal mass for every sample) | slpo (SLPO as the preprint has it) | "
-        "dpo (alias sigmoid) | ipo | sft (on the chosen completions).",
+        "dpo (alias sigmoid) | ipo | nca | sppo | sft (on the chosen completions).",
     )
     alpha: float = _knob(
         0.5,
         "Share of the rejected completion's reference mass that moves, in [0,1] (slpo, "
-        "slpo_sample).",
+        "slpo_sample, nca, sppo).",
     )
-    beta: float = _knob(0.1, "Sharpness of the log-ratios (dpo, ipo, slpo_sample).")
+    beta: float = _knob(0.1, "Sharpness of the log-ratios (dpo, ipo, nca, sppo, slpo_sample).")
     anchor: float = _knob(1.0, "Weight of the term that keeps a group's mass (slpo_sample).")
     temperature: str = _knob(  # or a float; so annotated, HfArgumentParser takes both
         "length",

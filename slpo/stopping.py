@@ -199,7 +199,7 @@ class SafeTrainer(ReferenceTrainer):
         a = self.args
         if self._own_loss() or self.is_deepspeed_enabled:
             return False  # DeepSpeed knows the norm after the step
-        if a.loss_type in ("slpo", "slpo_sample"):
+        if "alpha" in _KNOBS.get(a.loss_type, "").split():
             return a.alpha != 0
         return a.loss_type != "dpo" or a.label_smoothing != 0.5
 
@@ -758,6 +758,8 @@ _METHODS = {
     "slpo_sample": "SLPO-sample, derived from Ho 2025",
     "dpo": "DPO (Rafailov et al. 2023)",
     "ipo": "IPO (Azar et al. 2024)",
+    "nca": "NCA (Chen et al. 2024), with labels of alpha",
+    "sppo": "SPPO's loss (Wu et al. 2024), on given pairs",
     "sft": "supervised fine-tuning on the preferred completions",
 }
 _ALWAYS = """learning_rate lr_scheduler_type optim num_train_epochs max_steps

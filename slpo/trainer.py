@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig, Trainer, TrainingArguments
 
 from . import moved
 from .dpo import dpo_loss, preference_accuracy
-from .family import ipo_loss
+from .family import ipo_loss, nca_loss, sppo_loss
 from .files import _REMEDY
 from .loss import slpo_loss
 from .mass import _log_targets
@@ -112,6 +112,9 @@ class LossTrainer(DescribedTrainer):
             return dpo_loss(logps, ref_logps, beta=a.beta, label_smoothing=smoothing, **each)
         if a.loss_type == "ipo":  # per token, as in TRL
             return ipo_loss(logps / lengths, ref_logps / lengths, beta=a.beta, **each)
+        if a.loss_type in ("nca", "sppo"):
+            absolute = nca_loss if a.loss_type == "nca" else sppo_loss
+            return absolute(logps, ref_logps, alpha=a.alpha, beta=a.beta, **each)
         if a.loss_type == "slpo_sample":
             return slpo_sample_loss(
                 logps, ref_logps, alpha=a.alpha, beta=a.beta, anchor=a.anchor, **each

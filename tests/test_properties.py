@@ -16,11 +16,13 @@ from torch.testing import assert_close
 from slpo import (
     dpo_loss,
     ipo_loss,
+    nca_loss,
     log1mexp,
     mass_targets,
     sequence_logps,
     slpo_loss,
     slpo_sample_loss,
+    sppo_loss,
     transport,
     ybar_logp,
     ybar_logp_tree,
@@ -73,6 +75,8 @@ def every_loss(logps, ref_logps, ranks, alpha, lengths, reduction="none"):
     )
     out["dpo"] = dpo_loss(logps, ref_logps, label_smoothing=0.1, reduction=reduction)
     out["ipo"] = ipo_loss(logps, ref_logps, reduction=reduction)
+    for name, loss in (("nca", nca_loss), ("sppo", sppo_loss)):
+        out[name] = loss(logps, ref_logps, alpha=alpha, ranks=ranks, reduction=reduction)
     return out
 
 
@@ -554,12 +558,21 @@ def test_the_relative_losses_are_their_formulas(world, beta):
             "cdpo": -0.8 * math.log(share[0]) - sum(0.2 / (K - 1) * math.log(s) for s in share[1:]),
             "ipo": sum((math.log(ratio[0]) - math.log(x) - 1 / (2 * beta)) ** 2 for x in ratio[1:])
             / (K - 1),
+            "nca": -sum(
+                q[y] * math.log(x**beta / (1 + x**beta)) - math.log(1 + x**beta) / K
+                for y, x in zip(g.ys, ratio)
+            ),
+            "sppo": sum((beta * math.log(x) - (K * q[y] - 1)) ** 2 for y, x in zip(g.ys, ratio))
+            / 2,
             "sample": -sum(q[y] * math.log(s) for y, s in zip(g.ys, share))
             + 0.3 * (A - 1 - math.log(A)),
         }
         near(dpo_loss(log_p, log_r, beta=beta), want["dpo"])
         near(dpo_loss(log_p, log_r, beta=beta, label_smoothing=0.2), want["cdpo"])
         near(ipo_loss(log_p, log_r, beta=beta), want["ipo"])
+        given = dict(alpha=g.alpha, beta=beta, ranks=torch.tensor([g.ranks]))
+        near(nca_loss(log_p, log_r, **given), want["nca"])
+        near(sppo_loss(log_p, log_r, **given), want["sppo"])
         near(
             slpo_sample_loss(
                 log_p, log_r, alpha=g.alpha, beta=beta, anchor=0.3, ranks=torch.tensor([g.ranks])

@@ -102,7 +102,7 @@ def test_ranks_that_are_none_are_refused(function, ranks):
 
 
 WORDS = [" yes indeed", " surely", " no", " never mind"]
-LOSSES = ("slpo", "slpo_sample", "dpo", "ipo")
+LOSSES = ("slpo", "slpo_sample", "dpo", "ipo", "nca", "sppo")
 
 
 def ranked_rows(*rankings, n=8):

@@ -642,7 +642,7 @@ def test_a_tracker_that_is_not_installed(here, capsys, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("loss", ["slpo", "slpo_sample", "dpo", "ipo", "sft"])
+@pytest.mark.parametrize("loss", ["slpo", "slpo_sample", "dpo", "ipo", "nca", "sppo", "sft"])
 def test_the_best_model_is_chosen_by_what_its_evaluation_has(here, capsys, loss):
     "Every metric that the message offers is one that an evaluation has."
     common = [

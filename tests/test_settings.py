@@ -7,6 +7,7 @@ import pytest
 
 from slpo import SLPOConfig
 from slpo.cli import train_main
+from slpo.settings import LOSSES
 
 
 def config(**settings):
@@ -101,12 +102,12 @@ IDLE = [
         for name, value, losses in (
             ("alpha", 0.9, ("dpo", "ipo", "sft")),
             ("beta", 0.3, ("slpo", "sft")),
-            ("anchor", 0.0, ("slpo", "dpo", "ipo", "sft")),
-            ("temperature", 3.0, ("slpo_sample", "dpo", "ipo", "sft")),
-            ("form", "joint", ("slpo_sample", "dpo", "ipo", "sft")),
-            ("target", "ratio", ("slpo_sample", "dpo", "ipo", "sft")),
-            ("scale_t2", True, ("slpo_sample", "dpo", "ipo", "sft")),
-            ("label_smoothing", 0.1, ("slpo", "slpo_sample", "ipo", "sft")),
+            ("anchor", 0.0, ("slpo", "dpo", "ipo", "nca", "sppo", "sft")),
+            ("temperature", 3.0, ("slpo_sample", "dpo", "ipo", "nca", "sppo", "sft")),
+            ("form", "joint", ("slpo_sample", "dpo", "ipo", "nca", "sppo", "sft")),
+            ("target", "ratio", ("slpo_sample", "dpo", "ipo", "nca", "sppo", "sft")),
+            ("scale_t2", True, ("slpo_sample", "dpo", "ipo", "nca", "sppo", "sft")),
+            ("label_smoothing", 0.1, ("slpo", "slpo_sample", "ipo", "nca", "sppo", "sft")),
         )
         for loss in losses
     )
@@ -139,9 +140,9 @@ def test_label_smoothing_of_transformers_has_no_effect():
         config(label_smoothing_factor=0.1)
 
 
-@pytest.mark.parametrize("loss_type", ["slpo", "slpo_sample", "dpo", "ipo", "sft"])
+@pytest.mark.parametrize("loss_type", LOSSES)
 def test_the_settings_of_another_loss_are_not_carried_over(loss_type):
-    for other in ("slpo", "slpo_sample", "dpo", "ipo", "sft"):
+    for other in LOSSES:
         assert (
             replace(config(loss_type=loss_type), loss_type=other).to_dict()
             == config(loss_type=other).to_dict()
