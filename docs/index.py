@@ -47,10 +47,13 @@ LEARN = {
         "22_eval": "`slpo_eval`",
         "23_bench": "`slpo_bench`: speed and memory beside TRL, padded rows, a walk after the "
         "author's and a floor",
+        "24_runlog": "a log of runs that is stopped, goes on, and names what is wrong with it",
     },
     "The evidence": {
         "30_markov": "two exact worlds: nine losses at the same distance from the reference, "
         "against the best policy there is; where the defaults come from",
+        "31_endpoint": "does training stop by itself: end points over learning rates, λ from "
+        "conservative DPO to SLPO-sample; registered, running",
         "32_sentiment": "the DPO paper's controlled sentiment on a CPU: film reviews, a small GPT, "
         "a known reward",
         "33_hh_small": "real HH pairs and a real 135M model, on a CPU",

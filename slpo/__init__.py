@@ -18,7 +18,7 @@ _WHERE = {
     "loss": "PRESETS slpo_loss",
     "sample_mass": "slpo_sample_loss",
     "family": "ipo_loss nca_loss sppo_loss",
-    "world": "preference_world split_hh world_reward",
+    "world": "preference_world split_hh world_answer world_reward",
     "files": "BadRows",
     "data": "load_preferences",
     "packing": "PreferenceCollator",
@@ -44,6 +44,8 @@ _BESIDES = {
     "flags": "RECIPES RunArguments parse_run",
     "cli": "train train_main",
     "cli_eval": "EvalArguments eval_main parse_eval",
+    "runlog": "RunLog",
+    "endpoint": "endpoint_main",
     "bench": "HEADS MODELS PEERS TRL bench_figure bench_main bench_table compare growth "
     "install_trl ratios work",
 }
@@ -70,7 +72,7 @@ if TYPE_CHECKING:  # the same names, for tools that do not run this file
     from .settings import SLPOConfig
     from .stopping import Interrupted
     from .trainer import SLPOTrainer
-    from .world import preference_world, split_hh, world_reward
+    from .world import preference_world, split_hh, world_answer, world_reward
     from .ybar import log1mexp, ybar_logp, ybar_logp_tree
 
 
