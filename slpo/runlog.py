@@ -66,9 +66,8 @@ def _check_settings(found, settings: dict, where: str):
         )
 
 # %% ../nbs/24_runlog.ipynb #runlog
-class RunLog:
-    """Runs of one experiment in a JSON Lines file, found again by their keys. Nothing in the file
-    is ever changed: lines are added."""
+class _Lines:
+    "Runs in a JSON Lines file, found again by their keys."
 
     def __init__(
         self,
@@ -115,6 +114,23 @@ class RunLog:
     def _words(self, key: tuple) -> str:
         return ", ".join(f"{name}={value}" for name, value in zip(self.key, key))
 
+# %% ../nbs/24_runlog.ipynb #runlog-add
+def _json(line: dict) -> str:
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _lock_file(path: Path, name: str) -> str:
+    "A file to lock, of this machine, for something about a log."
+    what = hashlib.sha256(f"{path.resolve()} {name}".encode()).hexdigest()[:24]
+    folder = Path(tempfile.gettempdir()) / "slpo-runs"
+    folder.mkdir(exist_ok=True)
+    return str(folder / what)
+
+# %% ../nbs/24_runlog.ipynb #runlog-run
+class RunLog(_Lines):
+    """Runs of one experiment in a JSON Lines file, found again by their keys. Nothing in the file
+    is ever changed: lines are added."""
+
     def missing(
         self,
         keys,  # of tuples
@@ -147,6 +163,7 @@ class RunLog:
         """Run what is missing, in the order of `keys`. Any number of processes may do so at once:
         each run is claimed with a file lock, which ends with its process. Raises as `read` does,
         and what `function` raises."""
+        commit = _commit()  # of the code that is loaded now
         for key in tqdm(self.missing(keys), desc=self.path.stem, unit="run"):
             claim = FileLock(_lock_file(self.path, self._words(key)))
             try:
@@ -158,16 +175,4 @@ class RunLog:
                     continue  # another process has ended it
                 began = time.monotonic()
                 result = function(*key)
-                self.add(key, result, seconds=round(time.monotonic() - began, 1), commit=_commit())
-
-
-def _json(line: dict) -> str:
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def _lock_file(path: Path, name: str) -> str:
-    "A file to lock, of this machine, for something about a log."
-    what = hashlib.sha256(f"{path.resolve()} {name}".encode()).hexdigest()[:24]
-    folder = Path(tempfile.gettempdir()) / "slpo-runs"
-    folder.mkdir(exist_ok=True)
-    return str(folder / what)
+                self.add(key, result, seconds=round(time.monotonic() - began, 1), commit=commit)
