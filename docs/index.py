@@ -26,7 +26,8 @@ LEARN = {
         "05_loss": "the SLPO loss in its forms, its gradient and limits, the versions of its "
         "author's code",
         "06_sample_mass": "sampled pairs count the reference twice; the repair: DPO plus an anchor",
-        "07_family": "IPO; the losses as one family",
+        "07_family": "IPO, NCA, SPPO; what SLPO-sample is called elsewhere and how far it goes; "
+        "the losses as one family",
     },
     "The engine": {
         "08_world": "HH's format, and a built-in world with known truth",
