@@ -83,12 +83,14 @@ LEARN = {
 RESULT = {
     "23_bench": "bench",
     "30_markov": "markov",
+    "31_endpoint": "endpoint_W3",
     "32_sentiment": "sentiment",
     "33_hh_small": "hh_small",
 }
 RERUN = "jupyter nbconvert --to notebook --execute --inplace nbs/{}.ipynb"
 COMMAND = {
     "23_bench": "slpo_bench",
+    "31_endpoint": "slpo_endpoint W3",
     "34_pythia28_hh": "slpo_train --config pythia28-hh-sft",
     **{name: RERUN.format(name) for name in ("30_markov", "32_sentiment", "33_hh_small")},
 }
@@ -109,6 +111,11 @@ def commit(experiment: str) -> str:
     if experiment not in RESULT:
         return "every"
     file = RESULT[experiment]
+    log = RESULTS / f"{file}.jsonl"
+    if log.exists():
+        runs = log.read_text(encoding="utf-8").splitlines()[1:]
+        commits = dict.fromkeys(json.loads(run)["commit"].rstrip("+") for run in runs)
+        return ", ".join(f"`{c}`" for c in commits)
     named = _result(file).get("commit")
     if not named:
         log = ["git", "log", "-1", "--format=%h", "--", RESULTS / f"{file}.json"]
