@@ -46,6 +46,7 @@ _BESIDES = {
     "cli_eval": "EvalArguments eval_main parse_eval",
     "bench": "HEADS MODELS PEERS TRL bench_figure bench_main bench_table compare growth "
     "install_trl ratios work",
+    "markov": "MEASURES World exact frontier make_world measured_at pairs share start train_tables",
 }
 _MODULE = {
     name: module
