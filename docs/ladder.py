@@ -12,7 +12,7 @@ sys.path.insert(0, str(DOCS))
 import notebooks  # noqa: E402
 
 PICTURE = DOCS.parent / "nbs" / "images" / "ladder.svg"
-PARTS = {"derivation": range(0, 8), "engine": range(8, 30)}
+PARTS = {"derivation": range(0, 8), "engine": range(8, 30), "evidence": range(30, 40)}
 STEP, LEFT, TOP = 22, 150, 108  # pixels
 
 

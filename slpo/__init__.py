@@ -45,11 +45,11 @@ _BESIDES = {
     "flags": "RECIPES RunArguments parse_run",
     "cli": "train train_main",
     "cli_eval": "EvalArguments eval_main parse_eval",
-    "markov": "World make_world start train_tables",
     "runlog": "RunLog",
     "endpoint": "endpoint_main",
     "bench": "HEADS MODELS PEERS TRL bench_figure bench_main bench_table compare growth "
     "install_trl ratios work",
+    "markov": "MEASURES World exact frontier make_world measured_at pairs share start train_tables",
 }
 _MODULE = {
     name: module

@@ -36,7 +36,7 @@ from .dpo import dpo_loss
 from .evaluate import generate
 from .family import ipo_loss, nca_loss, sppo_loss
 from .loss import PRESETS, slpo_loss
-from .markov import BATCH, MEASURES, make_world, start, train_tables
+from .markov import _BATCH, MEASURES, make_world, start, train_tables
 from .packing import completion_logps
 from .runlog import RunLog
 from .sample_mass import slpo_sample_loss
@@ -354,7 +354,7 @@ def run_exact(
     "Train all arms in one random exact world."
     torch.set_num_threads(1)
     drawn = make_world(kind, 1000 + world, 2000 + world)
-    at = [EXACT_PAIRS // BATCH * epochs for epochs in GRIDS["W3"].epochs]
+    at = [EXACT_PAIRS // _BATCH * epochs for epochs in GRIDS["W3"].epochs]
     arms = [*ARMS, *WIDER]
     losses = {arm: partial(arm_loss, arm) for arm in arms}
     curves = train_tables(drawn, losses, EXACT_RATES, EXACT_DRAWS, at[-1], EXACT_PAIRS, at)
