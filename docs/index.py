@@ -26,7 +26,8 @@ LEARN = {
         "05_loss": "the SLPO loss in its forms, its gradient and limits, the versions of its "
         "author's code",
         "06_sample_mass": "sampled pairs count the reference twice; the repair: DPO plus an anchor",
-        "07_family": "IPO; the losses as one family",
+        "07_family": "IPO, NCA, SPPO; what SLPO-sample is called elsewhere and how far it goes; "
+        "the losses as one family",
     },
     "The engine": {
         "08_world": "HH's format, and a built-in world with known truth",
@@ -82,12 +83,14 @@ LEARN = {
 RESULT = {
     "23_bench": "bench",
     "30_markov": "markov",
+    "31_endpoint": "endpoint_W3",
     "32_sentiment": "sentiment",
     "33_hh_small": "hh_small",
 }
 RERUN = "jupyter nbconvert --to notebook --execute --inplace nbs/{}.ipynb"
 COMMAND = {
     "23_bench": "slpo_bench",
+    "31_endpoint": "slpo_endpoint W3",
     "34_pythia28_hh": "slpo_train --config pythia28-hh-sft",
     **{name: RERUN.format(name) for name in ("30_markov", "32_sentiment", "33_hh_small")},
 }
@@ -108,6 +111,11 @@ def commit(experiment: str) -> str:
     if experiment not in RESULT:
         return "every"
     file = RESULT[experiment]
+    log = RESULTS / f"{file}.jsonl"
+    if log.exists():
+        runs = log.read_text(encoding="utf-8").splitlines()[1:]
+        commits = dict.fromkeys(json.loads(run)["commit"].rstrip("+") for run in runs)
+        return ", ".join(f"`{c}`" for c in commits)
     named = _result(file).get("commit")
     if not named:
         log = ["git", "log", "-1", "--format=%h", "--", RESULTS / f"{file}.json"]

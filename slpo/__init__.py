@@ -36,6 +36,7 @@ _BESIDES = {
     "files": "Finding logger",
     "tokens": "tokenize_preferences train_tokenizer",
     "packing": "batch_logps completion_logps group_size packed_block_mask packed_mask token_logps",
+    "family": "sample_mass_optimum",
     "settings": "LOSSES",
     "stopping": "last_checkpoint",
     "evaluate": "bootstrap_mean distinct_n generate interval_table prompt_text win_rate",

@@ -648,8 +648,11 @@ def endpoint_main(
     asked = parser.parse_args(argv)
     if asked.processes < 1:
         parser.error(f"--processes {asked.processes}: expected 1 or more")
-    for world in asked.worlds:
-        log_of(world, asked.folder).read()  # a log that cannot be trusted is named at once
+    try:
+        for world in asked.worlds:
+            log_of(world, asked.folder).read()
+    except ValueError as e:
+        parser.error(str(e))  # before anything is started
     command = [sys.executable, "-c", "from slpo.endpoint import endpoint_main; endpoint_main()"]
     command += [*asked.worlds, "--folder", asked.folder]
     env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -39,8 +39,8 @@ def slpo_sample_loss(
     """SLPO in which every sampled completion stands for the same mass: conservative DPO plus an
     anchor. `alpha=1, anchor=0` is `dpo_loss`; `alpha=1-2ε, anchor=0` is it with
     `label_smoothing=ε` (pairs). Finite for all log-ratios: the anchor is linear beyond
-    log A = 30. Raises `ValueError` as `slpo_loss` does. Default anchor: the winner of notebook
-    30_markov at β = 0.1. Source: derived here from Ho 2025."""
+    log A = 30. Raises `ValueError` as `slpo_loss` does. The derivation
+    gives beta = anchor = 1; other values are knobs. Source: derived here from Ho 2025."""
     _check_logps("logps", logps)
     _check_logps("ref_logps", ref_logps, logps)
     _check_beta(beta)
