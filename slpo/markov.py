@@ -253,7 +253,8 @@ def _mean_loss(
     n_losses, n_rates, n_seeds, _ = tables.shape
     flat = tables.permute(2, 0, 1, 3).flatten(1, 2)
     logps = flat @ counts.flatten(1, 2).mT  # (seeds,losses·rates,batch·2)
-    logps = logps.view(n_seeds, n_losses, -1, 2)
+    # unbind, not an index: its gradient is one copy for all losses, and not one for each
+    apart = logps.view(n_seeds, n_losses, -1, 2).unbind(1)
 
     def one_each(x):
         return x[:, None].expand(-1, n_rates, -1, -1).reshape(-1, 2)
@@ -261,8 +262,8 @@ def _mean_loss(
     ref = one_each(ref)
     lengths = one_each(counts.sum(-1))
     total = tables.new_zeros(())
-    for i, loss in enumerate(losses):
-        total = total + loss(logps[:, i].reshape(-1, 2), ref, lengths).sum()
+    for loss, own in zip(losses, apart):
+        total = total + loss(own.reshape(-1, 2), ref, lengths).sum()
     return total / counts.shape[1]
 
 # %% ../nbs/30_markov.ipynb #cell-019
