@@ -7,7 +7,7 @@ __all__ = ['SAMPLE', 'ARMS', 'WIDER', 'LADDER', 'FEW', 'GRIDS', 'MORE_SEEDS', 'S
            'EXACT_PAIRS', 'DPO_ARMS', 'EXTENDED', 'MARGIN', 'chipo_loss', 'dpo_nll_loss', 'arm_loss', 'ArmTrainer',
            'Grid', 'Size', 'Block', 'block', 'as_digits', 'of_digits', 'run_arm', 'run_exact', 'frame_of', 'starts_of',
            'frame_of_exact', 'starts_of_exact', 'tuned', 'regret', 'points', 'contrast', 'bounds', 'planned', 'decide',
-           'log_of', 'run_world', 'endpoint_main']
+           'log_of', 'keys_of', 'run_world', 'endpoint_main']
 
 # %% ../nbs/31_endpoint.ipynb #imports
 import argparse
@@ -622,19 +622,21 @@ def log_of(
     return RunLog(Path(folder) / f"endpoint_{world}.jsonl", settings, key)
 
 
+def keys_of(world: str, folder=".") -> list:  # as `planned` gives them
+    "The runs that a world should have, as its log and W1's stand. Raises `ValueError`."
+    there = list(log_of(world, folder).read().values())
+    w1 = list(log_of("W1", folder).read().values()) if world == "W1n" else None
+    return planned(world, there, w1)
+
+
 def run_world(world: str, folder="."):
-    "Run what a world's log lacks. Any number of processes may do so at once."
+    "Run what a world's log lacks. Any number of processes may do so at once. Raises `ValueError`."
     log = log_of(world, folder)
-    if world == "W3":
-        log.run(planned(world, []), run_exact)
-        return
-    while True:
-        w1 = list(log_of("W1", folder).read().values()) if world == "W1n" else None
-        there = log.read()
-        keys = planned(world, list(there.values()), w1)
-        log.run(keys, partial(run_arm, world))
-        if len(log.read()) == len(there):
-            return  # nothing is missing, or other processes are at it
+    run = run_exact if world == "W3" else partial(run_arm, world)
+    before = -1
+    while before < len(log.read()):  # until nothing is missing, or other processes are at the rest
+        before = len(log.read())
+        log.run(keys_of(world, folder), run)
 
 # %% ../nbs/31_endpoint.ipynb #main
 def endpoint_main(
@@ -650,7 +652,7 @@ def endpoint_main(
         parser.error(f"--processes {asked.processes}: expected 1 or more")
     try:
         for world in asked.worlds:
-            log_of(world, asked.folder).read()
+            keys_of(world, asked.folder)
     except ValueError as e:
         parser.error(str(e))  # before anything is started
     command = [sys.executable, "-c", "from slpo.endpoint import endpoint_main; endpoint_main()"]

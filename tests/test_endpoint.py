@@ -3,15 +3,24 @@ logs that cannot be trusted."""
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import mpmath
 import numpy as np
 import pytest
 
-from slpo.endpoint import ARMS, DPO_ARMS, EXACT_RATES, GRIDS, SIZES, _T95, block, log_of, planned
+from slpo.endpoint import (
+    ARMS,
+    DPO_ARMS,
+    EXACT_RATES,
+    GRIDS,
+    SIZES,
+    _T95,
+    block,
+    endpoint_main,
+    log_of,
+    planned,
+)
 
 RESULTS = Path(__file__).parent.parent / "nbs" / "results"
 
@@ -122,15 +131,22 @@ def test_what_a_seed_draws_is_shared_and_another_seed_draws_other_pairs(monkeypa
         (None, ["line 1", "other settings", "alpha"]),
     ],
 )
-def test_the_command_names_a_log_that_it_cannot_trust(tmp_path, line, words):
+def test_the_command_names_a_log_that_it_cannot_trust(tmp_path, capsys, line, words):
     log = log_of("W1", tmp_path)
     log.add(("λ = 1", 3e-5, 1), {"readings": []})
     text = log.path.read_text(encoding="utf-8")
     spoilt = text + line if line else text.replace('"alpha":0.5', '"alpha":0.4')
     log.path.write_text(spoilt, encoding="utf-8")
-    command = [sys.executable, "-c", "from slpo.endpoint import endpoint_main; endpoint_main()"]
-    command += ["W1", "--folder", str(tmp_path), "--processes", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "endpoint_W1.jsonl" in done.stderr and all(word in done.stderr for word in words)
+    with pytest.raises(SystemExit) as e:
+        endpoint_main(["W1", "--folder", str(tmp_path), "--processes", "2"])
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and "endpoint_W1.jsonl" in said
+    assert all(word in said for word in words)
     assert log.path.read_text(encoding="utf-8") == spoilt
+
+
+def test_the_noisy_world_waits_for_the_one_that_names_its_arms(tmp_path, capsys):
+    with pytest.raises(SystemExit) as e:
+        endpoint_main(["W1n", "--folder", str(tmp_path)])
+    assert e.value.code == 2 and "run W1 first" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
