@@ -48,6 +48,7 @@ _BESIDES = {
     "markov": "World make_world start train_tables",
     "runlog": "RunLog",
     "endpoint": "endpoint_main",
+    "folds": "folds_main",
     "bench": "HEADS MODELS PEERS TRL bench_figure bench_main bench_table compare growth "
     "install_trl ratios work",
 }
