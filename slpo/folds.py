@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'REFERENCE', 'FOLD_ARMS', 'FOLD_RATES', 'MIDDLE', 'CELLS', 'SIZES', 'SHORTER_RULE', 'MARGIN', 'load_pairs',
-           'split_model', 'lower_states', 'Policy', 'fit', 'what_is_missing', 'smollm2', 'whole_model', 'in_order',
-           'accuracy', 'balanced_accuracy', 'adjusted_accuracy', 'drawn_prompts', 'over_seeds', 'Size', 'planned_folds',
-           'fold_log', 'folds_by_prompt', 'divergences', 'run_fold', 'folds_main', 'over_folds', 'Estimate', 'FoldRuns',
-           'holm', 'decide_folds', 'best_elsewhere', 'tuned_difference', 'span_difference', 'at_same_kl']
+           'split_model', 'rows_of_table', 'lower_states', 'Policy', 'fit', 'what_is_missing', 'smollm2', 'whole_model',
+           'in_order', 'accuracy', 'balanced_accuracy', 'adjusted_accuracy', 'drawn_prompts', 'over_seeds', 'Size',
+           'planned_folds', 'fold_log', 'folds_by_prompt', 'divergences', 'run_fold', 'folds_main', 'over_folds',
+           'Estimate', 'FoldRuns', 'holm', 'decide_folds', 'best_elsewhere', 'tuned_difference', 'span_difference',
+           'at_same_kl']
 
 # %% ../nbs/33_hh_small.ipynb #imports-exported
 import argparse
@@ -27,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -94,24 +96,28 @@ def _states(lower, batch: dict) -> Tensor:  # (R,L,d)
     return out.last_hidden_state.to(precision)
 
 
-def lower_states(lower, groups: list) -> tuple:
-    """(a vector for every token of all groups, groups whose ids are rows of that table, the token
-    of each row)"""
-    states = []
-    tokens = []
+def rows_of_table(groups: list) -> tuple:  # (groups whose ids are rows, (tokens,) ids)
+    "The groups, with a row of one table for each of their tokens; and the token of each row."
     renamed = []
+    tokens = []
     at = 0
-    for g in tqdm(groups, desc="lower layers", disable=None):
+    for g in groups:
         batch = PreferenceCollator(0)([g])
-        n = group_size(g)
-        states.append(_states(lower, batch)[0, :n])
-        tokens.append(batch["input_ids"][0, :n])
-        ids = iter(range(at, at + n))
-        at += n
+        tokens.append(batch["input_ids"][0, : group_size(g)])
+        ids = iter(range(at, at + group_size(g)))
+        at += group_size(g)
         prompt_ids = [next(ids) for _ in g["prompt_ids"]]
         completion_ids = [[next(ids) for _ in c] for c in g["completion_ids"]]
         renamed.append(dict(g, prompt_ids=prompt_ids, completion_ids=completion_ids))
-    return torch.cat(states), renamed, torch.cat(tokens)
+    return renamed, torch.cat(tokens)
+
+
+def lower_states(lower, groups: list) -> Tensor:  # (tokens,d)
+    "That table: a vector for every token of all groups."
+    states = []
+    for g in tqdm(groups, desc="lower layers", disable=None):
+        states.append(_states(lower, PreferenceCollator(0)([g]))[0, : group_size(g)])
+    return torch.cat(states)
 
 # %% ../nbs/33_hh_small.ipynb #cell-005-a
 class Policy:
@@ -121,14 +127,12 @@ class Policy:
         self,
         upper,  # of `split_model`
         table: Tensor,  # (tokens,d), of `lower_states`
-        groups: list,  # whose ids are rows of the table
-        tokens: Tensor,  # (tokens,) ids
+        groups: list,  # whose tokens these are
         precision=torch.bfloat16,  # of training
     ):
         upper.model.embed_tokens = torch.nn.Embedding.from_pretrained(table)
         self.model = upper
-        self.groups = groups
-        self.tokens = tokens
+        self.groups, self.tokens = rows_of_table(groups)
         self.precision = precision
         self.trained = {name: p for name, p in upper.named_parameters() if p.requires_grad}
 
@@ -299,6 +303,8 @@ CELLS += [(arm, rate) for rate in (5e-6, 8e-5) for arm in ("DPO", "SLPO-sample")
 
 
 class Size(NamedTuple):
+    "How large the experiment is."
+
     pairs: int
     every: bool  # are these all pairs that are short enough?
     longest: int  # tokens of a prompt and its two completions
@@ -370,18 +376,18 @@ def folds_by_prompt(
     return [list(range(start, end)) for start, end in zip(ends, ends[1:])]
 
 # %% ../nbs/33_hh_small.ipynb #folds-kept
-def _kept(size: str, name: str, make):
-    "What `make` returns; made once on a machine."
+def _kept(size: str, name: str, make) -> dict:  # of tensors
+    "The tensors that `make` returns by name; made once on a machine."
     what = json.dumps([name, SIZES[size], _TRAINING, torch.__version__])
     folder = Path(tempfile.gettempdir()) / "slpo-folds"
-    path = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
+    path = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
     folder.mkdir(exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
             part = path.with_suffix(".part")
-            torch.save(make(), part)
+            save_file(make(), part)
             os.replace(part, path)
-    return torch.load(path)
+    return load_file(path)
 
 
 class _Shared:
@@ -402,8 +408,8 @@ class _Shared:
         self.folds = folds_by_prompt(self.prompts, self.size.folds)
         self.lower, upper = split_model(fresh(), at=20)
         self.reference = copy.deepcopy(upper)  # the upper layers of a fold's reference
-        states, *rest = _kept(size, "states", lambda: lower_states(self.lower, self.groups))
-        self.policy = Policy(upper, states.float(), *rest)
+        kept = _kept(size, "states", lambda: {"table": lower_states(self.lower, self.groups)})
+        self.policy = Policy(upper, kept["table"].float(), self.groups)
         self.start = self.policy.weights()
         self.sampler = fresh().bfloat16().eval()
 
@@ -427,10 +433,9 @@ class _Fold:
             raise ValueError(f"fold {fold}: a pass takes {steps} steps")
         different = list(dict.fromkeys(self.shared.prompts[i] for i in self.held_out))
         self.prompts = different[: self.shared.size.prompts]
-        made = _kept(size, f"reference {fold}", self._reference)
-        self.weights = made["weights"]
-        self.ref = made["ref"]  # (N,2) nats, of all pairs
-        self.before = made["before"]
+        self.weights = _kept(size, f"reference {fold}", self._reference)
+        self.ref = self.weights.pop("ref")  # (N,2) nats, of all pairs
+        self.before = self.weights.pop("before").item()
 
     def order(self, what: str) -> list:
         "The training pairs in an order of their own."
@@ -438,10 +443,11 @@ class _Fold:
         random.Random(f"{what} {self.fold}").shuffle(pairs)
         return pairs
 
-    def _reference(self) -> dict:
+    def _reference(self) -> dict:  # of tensors: the trained weights, ref, before
+        "Preferred-FT on the training pairs."
         policy = self.shared.policy
         policy.load(self.shared.start)
-        before = policy.all_logps(self.held_out, torch.float32)[:, 0].mean().item()
+        before = policy.all_logps(self.held_out, torch.float32)[:, 0].mean()
 
         def likelihood(logps, ref_logps, lengths):
             return -logps[:, 0].mean()
@@ -449,7 +455,7 @@ class _Fold:
         rate = _TRAINING["preferred_ft_rate"]
         fit(policy, likelihood, rate, self.order("Preferred-FT"), desc="Preferred-FT")
         ref = policy.all_logps(list(range(len(self.shared.groups))), torch.float32)
-        return {"weights": policy.weights(), "ref": ref, "before": before}
+        return policy.weights() | {"ref": ref, "before": before}
 
     def nats(self) -> float:
         "The reference's log-probability of a held-out chosen completion."
@@ -628,6 +634,8 @@ def over_folds(
 
 
 class Estimate(NamedTuple):
+    "A number and its bootstrap."
+
     mean: float
     resamples: np.ndarray  # (R,)
 
@@ -642,8 +650,8 @@ class Estimate(NamedTuple):
 SHORTER_RULE = "the shorter one wins"
 
 
-class FoldRuns:
-    "What the lines of a log say. A cell is (arm, rate), or the rule."
+class _FoldLines:
+    "The lines of a log. A cell is (arm, rate), or the rule."
 
     def __init__(
         self,
@@ -687,6 +695,10 @@ class FoldRuns:
             return -self.gaps[fold]
         changes = self.changes(cell, fold, step)
         return changes[:, 0] - changes[:, 1]
+
+# %% ../nbs/33_hh_small.ipynb #folds-estimates
+class FoldRuns(_FoldLines):
+    "What the lines of a log say, with its bootstrap."
 
     def estimate(self, statistic) -> Estimate:
         """Of `statistic(fold, pairs, samples)`, (R,); `pairs` (R,N) and `samples` (R,P) say how
@@ -819,7 +831,7 @@ def span_difference(runs: FoldRuns) -> Estimate:
         lambda f, pairs, samples: span("SLPO-sample", f, samples) - span("DPO", f, samples)
     )
 
-
+# %% ../nbs/33_hh_small.ipynb #folds-same-kl
 def at_same_kl(runs: FoldRuns, rate: float) -> Estimate | None:
     """Change of chosen completions under SLPO-sample at a rate, less DPO's at the same KL, on a
     line through DPO's three rates; None where, in some fold, its KL lies outside DPO's."""
