@@ -36,7 +36,8 @@ def ipo_loss(
 # %% ../nbs/07_family.ipynb #nca
 def _scores_and_shares(
     logps: Tensor, ref_logps: Tensor, alpha, beta: float, ranks: Tensor | None
-) -> tuple[Tensor, Tensor]:  # (B,K) s = β·(log p - log r); (B,K) q, the transport of (1/K, …)
+) -> tuple[Tensor, Tensor]:  # both (B,K)
+    "Scores `β·(logps - ref_logps)`, and the transport of equal shares. Raises `ValueError`."
     _check_logps("logps", logps)
     _check_logps("ref_logps", ref_logps, logps)
     _check_beta(beta)
